@@ -1,0 +1,45 @@
+package ondemand
+
+import "context"
+
+// ObjectID names an object: 64 lower-case hexadecimal digits for an object of
+// the cache, any printable text for one that an external daemon fills.
+type ObjectID string
+
+// Short is the ID as messages show it.
+func (id ObjectID) Short() string {
+	if len(id) == 64 {
+		return string(id[:12])
+	}
+	return string(id)
+}
+
+// Filler brings the data of missing ranges.
+type Filler interface {
+	// Fill returns nil only when every byte of r is readable from the
+	// object's file and verified as far as its format allows. It may fill
+	// more than r. It may be called for ranges that are present, and
+	// concurrently, also for overlapping ranges. When ctx ends it returns
+	// soon, with ctx's error. An error, or a panic, reaches the readers of
+	// the blocks of r that are still missing, as the errno that Errno gives.
+	Fill(ctx context.Context, id ObjectID, r Range) error
+}
+
+// Object is what a front end must know of an object that it serves.
+//
+// All methods may be called concurrently and do no input or output.
+type Object interface {
+	// ID names the object; it never changes.
+	ID() ObjectID
+	// Size is the object's size in bytes; it never changes.
+	Size() int64
+	// Has tells whether every byte of r is present. Front ends call it for
+	// each read of a marked file, so it also tells the object that r is
+	// being read.
+	Has(r Range) bool
+	// Missing returns the missing parts of r, widened to blocks and cut at
+	// the object's end.
+	Missing(r Range) []Range
+	// Complete tells whether every byte of the object is present.
+	Complete() bool
+}

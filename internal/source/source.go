@@ -1,0 +1,109 @@
+// Package source holds the seam to where a blob's bytes come from.
+//
+// A Blob is immutable bytes of a known size, read by range. Each kind of
+// source is a leaf package (httprange, file, mem) that imports only this one;
+// leaves never import each other. Behaviour that holds for every source
+// (retry, a limit on concurrent requests, tracing) is added by wrapping a Blob
+// in another Blob, never inside a leaf.
+//
+// Errors that a caller acts on are the sentinels below; a leaf wraps them with
+// the operation and the source's redacted name. Nothing here logs.
+package source
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+// Blob is an immutable sequence of bytes somewhere else.
+//
+// All methods may be called concurrently. The identity of the bytes is fixed
+// for the life of the value: when the source offers other bytes under the
+// same name, every later read fails with ErrChanged and never returns them.
+type Blob interface {
+	// Size is the number of bytes of the whole blob. It never changes and
+	// does no input or output.
+	Size() int64
+
+	// ReadRange returns a reader of exactly n bytes from off, 0 <= off,
+	// 0 < n, off+n <= Size; anything else is an error before any request
+	// is made. The reader ends with io.EOF only after n bytes; a source
+	// that ends early makes it fail with an error that wraps
+	// io.ErrUnexpectedEOF. Cancelling ctx ends a read in progress with an
+	// error that wraps the context's. The caller closes the reader, at any
+	// point, which frees what it holds.
+	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
+
+	// Close frees what the blob holds. Readers that are open end with an
+	// error or with their exact bytes. It may be called more than once.
+	Close() error
+}
+
+// Sequential is implemented by blobs that can be read only from the start and
+// in order, such as a file on a server without range requests. Use IsSequential.
+type Sequential interface {
+	// Sequential is true where ReadRange accepts offset 0 only.
+	Sequential() bool
+}
+
+// IsSequential tells whether b can be read from offset 0 only. A wrapper
+// forwards the answer of what it wraps.
+func IsSequential(b Blob) bool {
+	s, ok := b.(Sequential)
+	return ok && s.Sequential()
+}
+
+// Identity says which bytes a source had when it was opened, so that a later
+// opening can tell whether it has the same ones.
+type Identity struct {
+	// Size in bytes.
+	Size int64 `json:"size"`
+	// Validator is what names this version: for HTTP a strong ETag, a weak
+	// one (with its W/ prefix) or "last-modified: " and the header's value.
+	// Empty where the source offers none: such bytes are not recognised
+	// again by a later opening.
+	Validator string `json:"validator,omitempty"`
+}
+
+// Identified is implemented by blobs that know their Identity.
+type Identified interface {
+	Identity() Identity
+}
+
+// IdentityOf returns b's identity, or one with only the size.
+func IdentityOf(b Blob) Identity {
+	if i, ok := b.(Identified); ok {
+		return i.Identity()
+	}
+	return Identity{Size: b.Size()}
+}
+
+// Errors that callers tell apart with errors.Is.
+var (
+	// ErrChanged: the source now has other bytes under the same name.
+	ErrChanged = errors.New("source changed since it was opened")
+	// ErrNotFound: the source says that there is no such blob (404, 410).
+	ErrNotFound = errors.New("not found")
+	// ErrDenied: the source refuses access (401, 403), also after
+	// credentials or a redirect were refreshed.
+	ErrDenied = errors.New("access denied")
+	// ErrBusy: the source asks for fewer requests (429, 503) and still
+	// does after the retries that the budget allows.
+	ErrBusy = errors.New("source is overloaded")
+	// ErrUnreachable: no answer from the source: name resolution, connection,
+	// time-out.
+	ErrUnreachable = errors.New("source unreachable")
+	// ErrSizeUnknown: the source does not tell how large the blob is.
+	ErrSizeUnknown = errors.New("size unknown")
+	// ErrNotBytes: what the source sent is not what was asked for: a wrong
+	// Content-Range, a body of the wrong length, a content encoding.
+	ErrNotBytes = errors.New("source sent something else than the bytes asked for")
+)
+
+// Temporary tells whether trying err's operation again can help. Errors say so
+// themselves through a method Temporary() bool.
+func Temporary(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && t.Temporary()
+}
