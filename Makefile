@@ -1,0 +1,78 @@
+# Everything that a developer or a check runs. `make help` lists the targets.
+
+SHELL := /bin/sh
+GO ?= go
+BIN := bin
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 60s
+
+# Packages below test/ run the built binary: pass 2, without the race detector,
+# which the binary would not have anyway and which would falsify their timing.
+MODULE := github.com/lacunafs/lacuna
+PKGS = $(shell $(GO) list ./... | grep -v '^$(MODULE)/test\(/\|$$\)')
+E2E_PKGS = $(shell $(GO) list ./... | grep '^$(MODULE)/test\(/\|$$\)')
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: build
+build: ## the binary, static, as bin/lacuna
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/lacuna ./cmd/lacuna
+
+.PHONY: demo
+demo: ## attach a file from a local HTTP server, read it, compare it (root)
+	@scripts/deps.sh demo
+	@$(MAKE) --no-print-directory build
+	$(BIN)/lacuna demo
+
+.PHONY: test
+test: ## linters, vet, all tests; installs what they need when root
+	@scripts/deps.sh test
+	@$(MAKE) --no-print-directory lint vet build $(BIN)/testcount
+	@$(BIN)/testcount \
+		-pass "-race -count=1 -timeout=15m $(PKGS)" \
+		$(if $(strip $(E2E_PKGS)),-pass "-count=1 -timeout=15m -p=1 $(E2E_PKGS)")
+
+.PHONY: test-long
+test-long: ## all tests with the long ones (build tag long): storms, limits
+	@scripts/deps.sh test
+	@$(MAKE) --no-print-directory build $(BIN)/testcount
+	@$(BIN)/testcount \
+		-pass "-race -tags=long -count=1 -timeout=60m $(PKGS)" \
+		$(if $(strip $(E2E_PKGS)),-pass "-tags=long -count=1 -timeout=120m -p=1 $(E2E_PKGS)")
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint ## golangci-lint as pinned in tools/go.mod
+	$(BIN)/golangci-lint run ./...
+
+.PHONY: vet
+vet: ## go vet
+	$(GO) vet -tags=long ./...
+
+.PHONY: bench
+bench: ## benchmarks, as ratios in one run (root)
+	@scripts/deps.sh bench
+	@$(MAKE) --no-print-directory build
+	$(GO) test -run='^$$' -bench=. -benchtime=1x -timeout=60m ./...
+	@for script in bench/*.sh; do [ ! -x "$$script" ] || "$$script"; done
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (60s)
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BIN)
+
+# The linter is a module of its own, so that its some 200 dependencies stay out
+# of go.mod. A cold build takes minutes; the file stays until the pin changes.
+$(BIN)/golangci-lint: tools/go.mod tools/go.sum
+	@mkdir -p $(BIN)
+	$(GO) -C tools build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(BIN)/testcount: $(wildcard scripts/testcount/*.go)
+	@mkdir -p $(BIN)
+	$(GO) build -o $@ ./scripts/testcount

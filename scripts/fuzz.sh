@@ -1,0 +1,15 @@
+#!/bin/sh
+# fuzz.sh DURATION: runs every fuzz target of the module, one after the other.
+set -eu
+cd "$(dirname "$0")/.."
+duration=${1:-60s}
+ran=0
+for pkg in $(go list ./...); do
+	for target in $(go test -list '^Fuzz' "$pkg" | grep '^Fuzz' || true); do
+		echo "fuzz: $target of $pkg for $duration"
+		go test -run='^$' -fuzz="^$target\$" -fuzztime="$duration" "$pkg"
+		ran=$((ran + 1))
+	done
+done
+echo "fuzz: $ran targets ran clean"
+[ "$ran" -gt 0 ]
