@@ -131,3 +131,12 @@ func RaiseFileLimit(want uint64) (uint64, error) {
 	}
 	return raised.Cur, nil
 }
+
+// Replace makes fd own what other owned, and closes what fd was.
+func (fd *FD) Replace(other *FD) error {
+	old := NewFD(int(fd.raw.Swap(int64(other.Disown()))))
+	if old.Int() < 0 {
+		return nil
+	}
+	return old.Close()
+}

@@ -77,3 +77,6 @@ func WaitReadable(fd *FD, millis int) (bool, error) {
 		return n > 0, nil
 	}
 }
+
+// FD is the eventfd, to be waited for alone.
+func (w *Waker) FD() *FD { return w.fd }

@@ -1,0 +1,68 @@
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/sys"
+)
+
+// denyPollMillis is how often DenyAll looks whether it is to end.
+const denyPollMillis = 50
+
+// DenyAll answers every open event of the group with EIO, and each new one
+// too, until ctx ends. It is what the keeper does while no worker runs:
+// without it readers would sleep without limit. Nobody else may use the group.
+func DenyAll(ctx context.Context, group *sys.FD, t *Inflight) error {
+	for n := range t.Slots() {
+		if _, err := respondIfOpen(group, n, syscall.EIO); err != nil {
+			return err
+		}
+		t.leave(n)
+	}
+	clear(t.buffer())
+	return denyLoop(ctx, group)
+}
+
+func denyLoop(ctx context.Context, group *sys.FD) error {
+	buf := make([]byte, 64*sys.FanotifyEventSize)
+	for ctx.Err() == nil {
+		n, err := sys.Read(group, buf)
+		if errors.Is(err, syscall.EAGAIN) {
+			if _, err := sys.WaitReadable(group, denyPollMillis); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for rest := buf[:n]; len(rest) > 0; {
+			var ev sys.FanotifyEvent
+			// A malformed event is denied too, as far as it has a descriptor.
+			ev, rest, _ = sys.ParseFanotifyEvent(rest)
+			if ev.FD < 0 {
+				continue
+			}
+			_, err := respondIfOpen(group, ev.FD, syscall.EIO)
+			if err := errors.Join(err, sys.NewFD(ev.FD).Close()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// respondIfOpen answers the event with this number and tells whether there was one.
+func respondIfOpen(group *sys.FD, number int, errno syscall.Errno) (bool, error) {
+	err := sys.FanotifyRespond(group, number, errno)
+	if errors.Is(err, syscall.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("answer event %d: %w", number, err)
+	}
+	return true, nil
+}

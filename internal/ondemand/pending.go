@@ -1,0 +1,121 @@
+package ondemand
+
+import (
+	"context"
+	"sort"
+	"time"
+)
+
+// request is one sleeping reader.
+type request struct {
+	id      uint64
+	object  Object
+	r       Range
+	answer  func(error)
+	timer   *time.Timer
+	started time.Time
+	waitsOn int64   // the block that keeps it asleep; the key in pendingObject.waiting
+	needs   []*fill // running fills that it needs
+}
+
+// fill is one running call of the Filler.
+type fill struct {
+	r        Range
+	cancel   context.CancelFunc
+	waiters  int        // pending requests that need it; at 0 it is cancelled
+	requests []*request // those that ever needed it
+}
+
+// pendingObject is what the table knows of one object with pending requests.
+type pendingObject struct {
+	// waiting maps a missing block to the requests whose first missing
+	// block it is, so that Present touches only those that it may wake.
+	waiting map[int64][]*request
+	// fills are the running ones, disjoint, in order of offset.
+	fills []*fill
+}
+
+// wait files q under the block that keeps it asleep.
+func (po *pendingObject) wait(q *request, block int64) {
+	q.waitsOn = block
+	po.waiting[block] = append(po.waiting[block], q)
+}
+
+// unwait takes q out of waiting; false when it is not there.
+func (po *pendingObject) unwait(q *request) bool {
+	list := po.waiting[q.waitsOn]
+	for i, other := range list {
+		if other == q {
+			list[i] = list[len(list)-1]
+			list = list[:len(list)-1]
+			if len(list) == 0 {
+				delete(po.waiting, q.waitsOn)
+			} else {
+				po.waiting[q.waitsOn] = list
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// attach ties q to the running fills that cover parts of missing and makes new
+// fills, not yet started, for the rest.
+func (po *pendingObject) attach(q *request, missing []Range) (fresh []*fill, shared bool) {
+	for _, m := range missing {
+		i := sort.Search(len(po.fills), func(i int) bool { return po.fills[i].r.End() > m.Off })
+		for off := m.Off; off < m.End(); {
+			if i < len(po.fills) && po.fills[i].r.Off <= off {
+				f := po.fills[i]
+				f.join(q)
+				shared = true
+				off = f.r.End()
+				i++
+				continue
+			}
+			end := m.End()
+			if i < len(po.fills) {
+				end = min(end, po.fills[i].r.Off)
+			}
+			f := &fill{r: Range{Off: off, Len: end - off}}
+			f.join(q)
+			fresh = append(fresh, f)
+			po.fills = append(po.fills, nil)
+			copy(po.fills[i+1:], po.fills[i:])
+			po.fills[i] = f
+			off = end
+			i++
+		}
+	}
+	return fresh, shared
+}
+
+func (f *fill) join(q *request) {
+	q.needs = append(q.needs, f)
+	f.requests = append(f.requests, q)
+	f.waiters++
+}
+
+// covered tells whether a running fill will bring block.
+func (po *pendingObject) covered(block int64) bool {
+	off := block * BlockSize
+	i := sort.Search(len(po.fills), func(i int) bool { return po.fills[i].r.End() > off })
+	return i < len(po.fills) && po.fills[i].r.Off <= off
+}
+
+// drop takes f out of the running fills, so that later misses start anew.
+func (po *pendingObject) drop(f *fill) {
+	i := sort.Search(len(po.fills), func(i int) bool { return po.fills[i].r.Off >= f.r.Off })
+	if i < len(po.fills) && po.fills[i] == f {
+		po.fills = append(po.fills[:i], po.fills[i+1:]...)
+	}
+}
+
+func overlapsAny(r Range, list []Range) bool {
+	for _, m := range list {
+		if r.Overlaps(m) {
+			return true
+		}
+	}
+	return false
+}

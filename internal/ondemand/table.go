@@ -1,0 +1,325 @@
+package ondemand
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Table holds the pending requests of all objects of one instance: readers
+// that sleep until their blocks are present.
+//
+// Overlapping misses share fills: a request starts fills only for those parts
+// of its range that no running fill covers. A request is answered as soon as
+// every block of its range is present, which Present tells, or a fill that it
+// needs has failed, or its deadline is over, or it is flushed. It is answered
+// exactly once. A fill that nobody waits for any more is cancelled.
+//
+// Lock order: Table.mu is the only lock and is held neither while an answer
+// function nor while the Filler runs. A request cannot slip in behind Close or
+// Flush: both decide under mu.
+type Table struct {
+	filler   Filler
+	deadline time.Duration
+	ctx      context.Context
+	cancel   context.CancelFunc
+	fills    sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	nextID  uint64
+	objects map[ObjectID]*pendingObject
+	stats   TableStats
+	latency Histogram
+}
+
+// TableStats counts requests since the table was made.
+type TableStats struct {
+	// Pending are waiting now; the others have ended: Filled with data,
+	// Failed by their fill, Expired at their deadline, Flushed at shutdown
+	// or detach.
+	Pending, Filled, Failed, Expired, Flushed uint64
+	// Coalesced requests waited, at least in part, for a fill that another
+	// request had started.
+	Coalesced uint64
+	// Fills that were started.
+	Fills uint64
+	// P50 and P99 of the time from a miss to its answer.
+	P50, P99 time.Duration
+}
+
+// TableOptions are the choices of NewTable.
+type TableOptions struct {
+	// Deadline ends each request that is still pending after it, with EIO.
+	// It must be positive: the kernel has no deadline of its own.
+	Deadline time.Duration
+}
+
+// NewTable returns a table that brings data through filler.
+func NewTable(filler Filler, o TableOptions) *Table {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Table{
+		filler: filler, deadline: o.Deadline, ctx: ctx, cancel: cancel,
+		objects: make(map[ObjectID]*pendingObject),
+	}
+}
+
+// Submit enters a read of r, which must lie inside the object and be widened
+// to blocks. answer is called exactly once, possibly before Submit returns:
+// with nil when every block of r is present, otherwise with the reason that
+// Errno understands. It must not block.
+func (t *Table) Submit(object Object, r Range, answer func(error)) {
+	t.mu.Lock()
+	if t.closed {
+		t.stats.Flushed++
+		t.mu.Unlock()
+		answer(fmt.Errorf("read %s %v: %w", object.ID().Short(), r, ErrFlushed))
+		return
+	}
+	missing := object.Missing(r)
+	if len(missing) == 0 {
+		t.mu.Unlock()
+		answer(nil)
+		return
+	}
+	t.nextID++
+	q := &request{id: t.nextID, object: object, r: r, answer: answer, started: time.Now()}
+	po := t.objects[object.ID()]
+	if po == nil {
+		po = &pendingObject{waiting: make(map[int64][]*request)}
+		t.objects[object.ID()] = po
+	}
+	t.stats.Pending++
+	po.wait(q, missing[0].Off/BlockSize)
+	fresh, shared := po.attach(q, missing)
+	if shared {
+		t.stats.Coalesced++
+	}
+	for _, f := range fresh {
+		t.startLocked(object, po, f)
+	}
+	q.timer = time.AfterFunc(t.deadline, func() { t.expire(q) })
+	t.mu.Unlock()
+}
+
+// startLocked runs f on its own goroutine.
+func (t *Table) startLocked(object Object, po *pendingObject, f *fill) {
+	ctx, cancel := context.WithCancel(t.ctx)
+	f.cancel = cancel
+	t.stats.Fills++
+	t.fills.Go(func() {
+		defer cancel()
+		err := t.fillOnce(ctx, object.ID(), f.r)
+		t.ended(object, po, f, err)
+	})
+}
+
+// fillOnce calls the Filler and turns a panic into an error: it denies.
+func (t *Table) fillOnce(ctx context.Context, id ObjectID, r Range) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("fill %s %v: internal error: %v", id.Short(), r, p)
+		}
+	}()
+	if err := t.filler.Fill(ctx, id, r); err != nil {
+		return fmt.Errorf("fill %s %v: %w", id.Short(), r, err)
+	}
+	return nil
+}
+
+// ended wakes everybody who waits for f's blocks, with data or with err.
+func (t *Table) ended(object Object, po *pendingObject, f *fill, err error) {
+	t.mu.Lock()
+	po.drop(f)
+	var woken []wake
+	if missing := object.Missing(f.r); len(missing) > 0 {
+		if err == nil {
+			err = fmt.Errorf("fill %s %v: %w", object.ID().Short(), missing[0], ErrNotFilled)
+		}
+		woken = t.failLocked(po, f, missing, err)
+	}
+	woken = append(woken, t.presentLocked(po, f.r)...)
+	if len(po.waiting) == 0 && len(po.fills) == 0 && t.objects[object.ID()] == po {
+		delete(t.objects, object.ID())
+	}
+	t.mu.Unlock()
+	deliver(woken)
+}
+
+// wake is an answer that is to be given once mu is free.
+type wake struct {
+	q   *request
+	err error
+}
+
+func deliver(woken []wake) {
+	for _, w := range woken {
+		w.q.answer(w.err)
+	}
+}
+
+// failLocked ends the requests that need f and have a block in missing.
+func (t *Table) failLocked(po *pendingObject, f *fill, missing []Range, err error) (woken []wake) {
+	for _, q := range f.requests {
+		if !overlapsAny(q.r, missing) {
+			continue
+		}
+		if w, ok := t.endLocked(po, q, err); ok {
+			t.stats.Failed++
+			woken = append(woken, w)
+		}
+	}
+	return woken
+}
+
+// endLocked takes q out of the table; false when it had ended before.
+func (t *Table) endLocked(po *pendingObject, q *request, err error) (wake, bool) {
+	if !po.unwait(q) {
+		return wake{}, false
+	}
+	t.stats.Pending--
+	q.timer.Stop()
+	for _, f := range q.needs {
+		if f.waiters--; f.waiters == 0 {
+			// Nobody wants its data any more. Who comes now starts a
+			// fill of their own rather than join one that is ending.
+			f.cancel()
+			po.drop(f)
+		}
+	}
+	if len(po.waiting) == 0 && len(po.fills) == 0 && t.objects[q.object.ID()] == po {
+		delete(t.objects, q.object.ID())
+	}
+	return wake{q, err}, true
+}
+
+// Present tells that the blocks of r have become present: requests that waited
+// for them only are answered at once, though their fill may go on.
+func (t *Table) Present(id ObjectID, r Range) {
+	t.mu.Lock()
+	var woken []wake
+	if po := t.objects[id]; po != nil {
+		woken = t.presentLocked(po, r)
+	}
+	t.mu.Unlock()
+	deliver(woken)
+}
+
+func (t *Table) presentLocked(po *pendingObject, r Range) (woken []wake) {
+	first, last := r.Off/BlockSize, BlockCount(r.End())
+	var touched []*request
+	if int64(len(po.waiting)) < last-first {
+		for block, list := range po.waiting {
+			if block >= first && block < last {
+				touched = append(touched, list...)
+			}
+		}
+	} else {
+		for block := first; block < last; block++ {
+			touched = append(touched, po.waiting[block]...)
+		}
+	}
+	for _, q := range touched {
+		missing := q.object.Missing(q.r)
+		if len(missing) > 0 {
+			t.waitOnLocked(po, q, missing)
+			continue
+		}
+		if w, ok := t.endLocked(po, q, nil); ok {
+			t.stats.Filled++
+			t.latency.Add(time.Since(q.started))
+			woken = append(woken, w)
+		}
+	}
+	return woken
+}
+
+// waitOnLocked lets q sleep on for the first of missing. Blocks that were present
+// when q came and have been invalidated since get a fill of their own.
+func (t *Table) waitOnLocked(po *pendingObject, q *request, missing []Range) {
+	next := missing[0].Off / BlockSize
+	if next != q.waitsOn {
+		if !po.unwait(q) {
+			return
+		}
+		po.wait(q, next)
+	}
+	if po.covered(next) {
+		return
+	}
+	fresh, _ := po.attach(q, missing)
+	for _, f := range fresh {
+		t.startLocked(q.object, po, f)
+	}
+}
+
+// expire ends q at its deadline.
+func (t *Table) expire(q *request) {
+	t.mu.Lock()
+	po := t.objects[q.object.ID()]
+	var w wake
+	ok := false
+	if po != nil {
+		w, ok = t.endLocked(po, q, fmt.Errorf("read %s %v: no data after %v: %w",
+			q.object.ID().Short(), q.r, t.deadline, context.DeadlineExceeded))
+	}
+	if ok {
+		t.stats.Expired++
+	}
+	t.mu.Unlock()
+	if ok {
+		deliver([]wake{w})
+	}
+}
+
+// Flush ends every pending request of the object with err and cancels its fills.
+func (t *Table) Flush(id ObjectID, err error) {
+	t.mu.Lock()
+	woken := t.flushLocked(id, err)
+	t.mu.Unlock()
+	deliver(woken)
+}
+
+func (t *Table) flushLocked(id ObjectID, err error) (woken []wake) {
+	po := t.objects[id]
+	if po == nil {
+		return nil
+	}
+	var all []*request
+	for _, list := range po.waiting {
+		all = append(all, list...)
+	}
+	for _, q := range all {
+		if w, ok := t.endLocked(po, q, err); ok {
+			t.stats.Flushed++
+			woken = append(woken, w)
+		}
+	}
+	return woken
+}
+
+// Close refuses further requests, ends all pending ones with ErrFlushed and
+// returns when every fill has ended.
+func (t *Table) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	var woken []wake
+	for id := range t.objects {
+		woken = append(woken, t.flushLocked(id, ErrFlushed)...)
+	}
+	t.mu.Unlock()
+	deliver(woken)
+	t.cancel()
+	t.fills.Wait()
+	return nil
+}
+
+// Stats returns the counters of this moment.
+func (t *Table) Stats() TableStats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.stats
+	s.P50, s.P99 = t.latency.Quantile(0.50), t.latency.Quantile(0.99)
+	return s
+}

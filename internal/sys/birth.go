@@ -1,0 +1,21 @@
+package sys
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Birth is when the file behind raw was made, in nanoseconds since 1970, and 0
+// where the filesystem does not record it. Unlike the inode number it is not
+// given again to a file that takes a removed one's place (statx(2), stx_btime).
+func Birth(raw int) (int64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(raw, "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st); err != nil {
+		return 0, fmt.Errorf("stat descriptor %d: %w", raw, err)
+	}
+	if st.Mask&unix.STATX_BTIME == 0 {
+		return 0, nil
+	}
+	return st.Btime.Sec*1e9 + int64(st.Btime.Nsec), nil
+}

@@ -1,0 +1,126 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxPassed is how many descriptors one message can carry
+// (include/net/scm.h, SCM_MAX_FD).
+const maxPassed = 253
+
+// ListenDatagram makes a unix datagram socket at address, close-on-exec and
+// non-blocking, whose messages tell their sender's pid. An address that starts
+// with @ is abstract: it has no file, and no permissions either.
+func ListenDatagram(address string) (*FD, error) {
+	const kind = unix.SOCK_DGRAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	raw, err := unix.Socket(unix.AF_UNIX, kind, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a datagram socket: %w", err)
+	}
+	fd := NewFD(raw)
+	if err := unix.SetsockoptInt(raw, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		return nil, errors.Join(fmt.Errorf("ask for credentials: %w", err), fd.Close())
+	}
+	if err := unix.Bind(raw, &unix.SockaddrUnix{Name: address}); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind %s: %w", address, err), fd.Close())
+	}
+	return fd, nil
+}
+
+// PeekSender is the pid of the process that sent the next message on socket,
+// which stays queued. EAGAIN, wrapped: there is none. Descriptors in the
+// message do not enter this process's table: the room for ancillary data ends
+// behind the credentials, which the kernel writes first (net/core/scm.c,
+// scm_recv).
+func PeekSender(socket *FD) (int, error) {
+	d, err := receive(socket, make([]byte, 1), unix.CmsgSpace(unix.SizeofUcred), unix.MSG_PEEK)
+	return d.PID, err
+}
+
+// Datagram is one received message.
+type Datagram struct {
+	ControlMessages
+	// Bytes are the message, as far as the buffer had room.
+	Bytes []byte
+	// Truncated: bytes or descriptors did not fit, the latter also when this
+	// process may not open more of them.
+	Truncated bool
+}
+
+// ReceiveDatagram takes the next message off socket. EAGAIN, wrapped: there is
+// none. Descriptors in it are the caller's, and close-on-exec.
+func ReceiveDatagram(socket *FD, buf []byte) (Datagram, error) {
+	return receive(socket, buf, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(4*maxPassed), 0)
+}
+
+// DropDatagram takes the next message off socket without letting its
+// descriptors into this process's table. Closing one of them here could block
+// for as long as the filesystem behind it likes.
+func DropDatagram(socket *FD) error {
+	_, err := receive(socket, make([]byte, 1), unix.CmsgSpace(unix.SizeofUcred), 0)
+	return err
+}
+
+func receive(socket *FD, buf []byte, room, flags int) (Datagram, error) {
+	oob := make([]byte, room)
+	flags |= unix.MSG_DONTWAIT | unix.MSG_CMSG_CLOEXEC
+	for {
+		n, oobn, got, _, err := unix.Recvmsg(socket.Int(), buf, oob, flags)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return Datagram{}, fmt.Errorf("receive a message: %w", err)
+		}
+		ctl, err := ParseControl(oob[:oobn])
+		return Datagram{
+			ControlMessages: ctl,
+			Bytes:           buf[:n],
+			Truncated:       got&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0,
+		}, err
+	}
+}
+
+// SameOpenFile tells whether the numbers a and b are duplicates of each other:
+// one open file, not merely one inode, which all anonymous descriptors share.
+func SameOpenFile(a, b int) (bool, error) {
+	// F_DUPFD_QUERY is Linux 6.10 (include/uapi/linux/fcntl.h), kcmp needs CONFIG_KCMP.
+	same, err := unix.FcntlInt(uintptr(a), unix.F_DUPFD_QUERY, b)
+	if err == nil {
+		return same == 1, nil
+	}
+	const kcmpFile = 0 // include/uapi/linux/kcmp.h, KCMP_FILE
+	pid := unix.Getpid()
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid), uintptr(pid), kcmpFile, uintptr(a), uintptr(b), 0)
+	if errno != 0 {
+		return false, fmt.Errorf("compare descriptors %d and %d: %w", a, b, errno)
+	}
+	return order == 0, nil
+}
+
+// BlockSignals keeps signals pending for the calling thread, over execve too,
+// and returns what takes that back. The caller has locked its goroutine to the
+// thread.
+func BlockSignals(sigs ...syscall.Signal) (restore func() error, err error) {
+	var set, old unix.Sigset_t
+	for _, s := range sigs {
+		n := uint(s - 1)
+		set.Val[n/wordBits] |= 1 << (n % wordBits)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
+		return nil, fmt.Errorf("block signals: %w", err)
+	}
+	return func() error {
+		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
+			return fmt.Errorf("restore the signal mask: %w", err)
+		}
+		return nil
+	}, nil
+}
+
+// wordBits is the width of a word of a signal set.
+const wordBits = 32 << (^uint(0) >> 63)
