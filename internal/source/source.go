@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 )
 
 // Blob is an immutable sequence of bytes somewhere else.
@@ -32,11 +33,13 @@ type Blob interface {
 	// that ends early makes it fail with an error that wraps
 	// io.ErrUnexpectedEOF. Cancelling ctx ends a read in progress with an
 	// error that wraps the context's. The caller closes the reader, at any
-	// point, which frees what it holds.
+	// point, also while a read is in progress, which frees what it holds; a
+	// read after that fails.
 	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
 
 	// Close frees what the blob holds. Readers that are open end with an
-	// error or with their exact bytes. It may be called more than once.
+	// error or with their exact bytes. ReadRange fails from then on, with an
+	// error that wraps os.ErrClosed. It may be called more than once.
 	Close() error
 }
 
@@ -59,9 +62,9 @@ func IsSequential(b Blob) bool {
 type Identity struct {
 	// Size in bytes.
 	Size int64 `json:"size"`
-	// Validator is what names this version: for HTTP a strong ETag, a weak
-	// one (with its W/ prefix) or "last-modified: " and the header's value.
-	// Empty where the source offers none: such bytes are not recognised
+	// Validator is what names this version, in words of its kind of source:
+	// for HTTP a strong ETag, a weak one (with its W/ prefix) or
+	// "last-modified: " and the header's value. Empty where the source offers none: such bytes are not recognised
 	// again by a later opening.
 	Validator string `json:"validator,omitempty"`
 }
@@ -70,6 +73,16 @@ type Identity struct {
 type Identified interface {
 	Identity() Identity
 }
+
+// Wrapper is what a Blob that adds behaviour to another one embeds: it passes
+// everything on, the optional interfaces included.
+type Wrapper struct{ Blob }
+
+// Sequential is the answer of the wrapped blob.
+func (w Wrapper) Sequential() bool { return IsSequential(w.Blob) }
+
+// Identity is the one of the wrapped blob.
+func (w Wrapper) Identity() Identity { return IdentityOf(w.Blob) }
 
 // IdentityOf returns b's identity, or one with only the size.
 func IdentityOf(b Blob) Identity {
@@ -99,11 +112,26 @@ var (
 	// ErrNotBytes: what the source sent is not what was asked for: a wrong
 	// Content-Range, a body of the wrong length, a content encoding.
 	ErrNotBytes = errors.New("source sent something else than the bytes asked for")
+	// ErrRange: the caller asked for a range that the blob cannot have, or
+	// that a sequential blob cannot give.
+	ErrRange = errors.New("range outside the blob")
 )
 
 // Temporary tells whether trying err's operation again can help. Errors say so
-// themselves through a method Temporary() bool.
+// themselves through a method Temporary() bool. The end of a context is never
+// temporary, although context.DeadlineExceeded has that method.
 func Temporary(err error) bool {
 	var t interface{ Temporary() bool }
-	return errors.As(err, &t) && t.Temporary()
+	return errors.As(err, &t) && any(t) != any(context.DeadlineExceeded) && t.Temporary()
+}
+
+// RetryDelay is how long the source asks to be left alone before the next
+// attempt; 0 where err says nothing about it. Errors say so themselves through
+// a method RetryDelay() time.Duration.
+func RetryDelay(err error) time.Duration {
+	var d interface{ RetryDelay() time.Duration }
+	if !errors.As(err, &d) {
+		return 0
+	}
+	return d.RetryDelay()
 }

@@ -1,0 +1,111 @@
+package file_test
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/file"
+	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+)
+
+func open(t *testing.T, data []byte) source.Blob {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := file.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestSuite(t *testing.T) { sourcetest.Run(t, open) }
+
+func TestReopenedSuite(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		path := filepath.Join(t.TempDir(), "data")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, err := file.Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file.Reopen(path, source.IdentityOf(b))
+	})
+}
+
+func TestChangedFile(t *testing.T) {
+	data := sourcetest.Bytes(100000)
+	for name, change := range map[string]func(path string) error{
+		"written": func(path string) error { return write(path, 5, []byte("x")) },
+		"grown":   func(path string) error { return write(path, 100000, []byte("x")) },
+		"cut":     func(path string) error { return os.Truncate(path, 90000) },
+		"replaced": func(path string) error {
+			if err := os.WriteFile(path+"2", data, 0o600); err != nil {
+				return err
+			}
+			return os.Rename(path+"2", path)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "data")
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			b, err := file.Open(t.Context(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			inProgress, err := b.ReadRange(t.Context(), 0, 100000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := change(path); err != nil {
+				t.Fatal(err)
+			}
+			_, err = io.ReadAll(inProgress)
+			if name == "replaced" != (err == nil) || err != nil && !errors.Is(err, source.ErrChanged) {
+				t.Errorf("read in progress: %v", err)
+			}
+			if err := inProgress.Close(); err != nil {
+				t.Error(err)
+			}
+			if _, err := sourcetest.Read(t.Context(), b, 0, 10); !errors.Is(err, source.ErrChanged) {
+				t.Errorf("later read: %v", err)
+			}
+		})
+	}
+}
+
+func write(path string, off int64, p []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(p, off)
+	return errors.Join(err, f.Close())
+}
+
+func TestNoRegularFile(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.Open(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, source.ErrNotFound) {
+		t.Errorf("absent file: %v", err)
+	}
+	for _, path := range []string{dir, fifo, "/dev/zero"} {
+		if _, err := file.Open(t.Context(), path); err == nil {
+			t.Errorf("%s opened", path)
+		}
+	}
+}
