@@ -51,7 +51,7 @@ func (e *UnsupportedError) Unwrap() error { return ErrNotSupported }
 type PrivilegeError struct {
 	// Feature is the name of what was tried, as List has it.
 	Feature string
-	// Capability is the one that the attempt needs, in the first user namespace.
+	// Capability is the one that the attempt needs, in the initial user namespace.
 	Capability string
 	// Err is what the kernel answered.
 	Err error
