@@ -4,8 +4,10 @@ set -eu
 cd "$(dirname "$0")/.."
 duration=${1:-60s}
 ran=0
-for pkg in $(go list ./...); do
-	for target in $(go test -list '^Fuzz' "$pkg" | grep '^Fuzz' || true); do
+packages=$(go list ./...)
+for pkg in $packages; do
+	listed=$(go test -list '^Fuzz' "$pkg")
+	for target in $(echo "$listed" | grep '^Fuzz' || true); do
 		echo "fuzz: $target of $pkg for $duration"
 		go test -run='^$' -fuzz="^$target\$" -fuzztime="$duration" "$pkg"
 		ran=$((ran + 1))
