@@ -1,0 +1,420 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path"
+	"slices"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+)
+
+// Create opens the object that meta describes, and makes it first where it
+// does not exist: nothing present. ErrMismatch where the object exists as
+// another one (see Meta), *VersionError where a later version wrote it.
+func (r *Root) Create(meta Meta) (*Object, error) {
+	meta.Version, meta.Verified = metaVersion, false
+	if err := meta.check(); err != nil {
+		return nil, fmt.Errorf("create object %s: %w", meta.ID.Short(), err)
+	}
+	if r.readOnly {
+		return nil, fmt.Errorf("create object %s: %w", meta.ID.Short(), ErrReadOnly)
+	}
+	o, made, err := r.openOrMake(meta)
+	if err != nil {
+		return nil, fmt.Errorf("create object %s: %w", meta.ID.Short(), err)
+	}
+	if made {
+		return o, nil
+	}
+	if err := o.updateMeta(meta); err != nil {
+		return nil, fmt.Errorf("open object %s: %w", meta.ID.Short(), err)
+	}
+	return o, nil
+}
+
+func (r *Root) openOrMake(meta Meta) (o *Object, made bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o, err = r.openLocked(meta.ID)
+	if errors.Is(err, ErrCorrupt) {
+		// Without its description nothing of it can be trusted.
+		if err = r.removeLocked(meta.ID); err == nil {
+			err = ErrNoObject
+		}
+	}
+	if !errors.Is(err, ErrNoObject) {
+		return o, false, err
+	}
+	if err := r.makeLocked(meta); err != nil {
+		return nil, false, err
+	}
+	o, err = r.openLocked(meta.ID)
+	return o, true, err
+}
+
+// Object opens an object that exists; ErrNoObject where it does not,
+// ErrCorrupt where its description is damaged.
+func (r *Root) Object(id ondemand.ObjectID) (*Object, error) {
+	if _, err := parseKey(id); err != nil {
+		return nil, fmt.Errorf("open object %s: %w: %w", id.Short(), ErrNoObject, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o, err := r.openLocked(id)
+	if err != nil {
+		return nil, fmt.Errorf("open object %s: %w", id.Short(), err)
+	}
+	return o, nil
+}
+
+// drop takes a closed object off the list of open ones.
+func (r *Root) drop(o *Object) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open[o.id] == o {
+		delete(r.open, o.id)
+	}
+}
+
+// makeLocked makes the files of a new object under a name in partial/, makes
+// them durable, and gives them their name.
+func (r *Root) makeLocked(meta Meta) error {
+	partial, dir := r.partialName(meta.ID), objectDir(meta.ID)
+	if err := r.fillDir(partial, meta); err != nil {
+		return errors.Join(err, r.disk.Remove(partial))
+	}
+	made, err := r.disk.Mkdir(path.Dir(dir))
+	if err == nil && made {
+		err = r.disk.SyncDir(objectsDir)
+	}
+	if err == nil {
+		err = r.disk.Rename(partial, dir)
+	}
+	if err != nil {
+		return errors.Join(err, r.disk.Remove(partial))
+	}
+	return r.disk.SyncDir(path.Dir(dir))
+}
+
+// fillDir makes a directory with the three files of a new object.
+func (r *Root) fillDir(dir string, meta Meta) error {
+	if _, err := r.disk.Mkdir(dir); err != nil {
+		return err
+	}
+	data, err := r.makeData(dir, meta.Size)
+	if err != nil {
+		return err
+	}
+	st, err := data.Stat()
+	if err = errors.Join(err, data.Close()); err != nil {
+		return err
+	}
+	h, err := headerFor(meta, st)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(r.disk, path.Join(dir, presenceName), h.encode()); err != nil {
+		return err
+	}
+	b, err := meta.encode()
+	if err != nil {
+		return err
+	}
+	if err := writeFile(r.disk, path.Join(dir, metaName), b); err != nil {
+		return err
+	}
+	return r.disk.SyncDir(dir)
+}
+
+// makeData makes a data file of the right size, all hole, durable but for its
+// name. Anybody may read it who is handed a mount of it; the root's
+// permissions keep others from its path.
+func (r *Root) makeData(dir string, size int64) (file, error) {
+	f, err := r.disk.Create(path.Join(dir, dataName), 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := resize(f, size); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func resize(f file, size int64) error {
+	l, ok := f.(layout)
+	if !ok {
+		return errors.New("resize data: the file has no layout")
+	}
+	if err := l.Truncate(size); err != nil {
+		return fmt.Errorf("resize data to %d: %w", size, err)
+	}
+	return f.Datasync()
+}
+
+// headerFor is the presence header that an object calls for, in a new epoch.
+func headerFor(meta Meta, data fileStat) (header, error) {
+	k, err := parseKey(meta.ID)
+	return header{key: k, epoch: rand.Uint64(), size: meta.Size, inode: data.inode, birth: data.birth}, err
+}
+
+// openLocked opens an object, or finds it open.
+func (r *Root) openLocked(id ondemand.ObjectID) (*Object, error) {
+	if r.closed {
+		return nil, ErrClosed
+	}
+	if o := r.open[id]; o != nil && !o.isClosed() {
+		return o, nil
+	}
+	dir := objectDir(id)
+	meta, err := readMeta(r.disk, dir, id)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, r.whyNoMeta(dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o := &Object{root: r, dir: dir, id: id, size: meta.Size, meta: meta}
+	if err := o.load(); err != nil {
+		return nil, errors.Join(err, o.closeAfter())
+	}
+	r.open[id] = o
+	return o, nil
+}
+
+// whyNoMeta tells an object that does not exist from one whose description is gone.
+func (r *Root) whyNoMeta(dir string) error {
+	names, err := r.disk.Names(path.Dir(dir))
+	if err != nil {
+		return err
+	}
+	if slices.Contains(names, path.Base(dir)) {
+		return fmt.Errorf("%s has no %s: %w", dir, metaName, ErrCorrupt)
+	}
+	return ErrNoObject
+}
+
+// closeAfter closes what load had opened before it failed.
+func (o *Object) closeAfter() error {
+	var errs []error
+	if o.data != nil {
+		errs = append(errs, o.data.Close())
+	}
+	if o.saved != nil && o.saved.file != nil {
+		errs = append(errs, o.saved.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// load opens the object's files and makes its presence what can be believed.
+// Where that is less than disk claims, disk is told before it returns.
+func (o *Object) load() error {
+	st, err := o.openData()
+	if err != nil {
+		return err
+	}
+	want, err := headerFor(o.meta, st)
+	if err != nil {
+		return err
+	}
+	if err := o.openPresence(want); err != nil {
+		return err
+	}
+	if st.size != o.size && o.found.Reset == "" {
+		o.found.Reset = fmt.Sprintf("the data file has %d bytes, not %d", st.size, o.size)
+	}
+	if o.found.Reset != "" {
+		if err := o.reset(want); err != nil {
+			return err
+		}
+	} else if err := o.distrust(); err != nil {
+		return err
+	}
+	if st.size != o.size && !o.root.readOnly {
+		if err := resize(o.data, o.size); err != nil {
+			return err
+		}
+	}
+	o.presence = ondemand.NewPresence(o.size)
+	for _, r := range o.saved.durable.Present(ondemand.Range{Len: o.size}) {
+		o.presence.Set(r)
+	}
+	o.complete.Store(o.saved.durable.Complete())
+	o.unverify()
+	if o.root.readOnly {
+		return nil
+	}
+	return o.saveMeta()
+}
+
+// openData opens the data file; where it is gone, a new one takes its place.
+func (o *Object) openData() (fileStat, error) {
+	d := o.root.disk
+	f, err := d.Open(path.Join(o.dir, dataName))
+	if errors.Is(err, os.ErrNotExist) {
+		if o.root.readOnly {
+			return fileStat{}, fmt.Errorf("the data file is gone: %w", ErrCorrupt)
+		}
+		o.found.Reset = "the data file was gone"
+		if f, err = o.root.makeData(o.dir, o.size); err == nil {
+			o.data = f
+			err = d.SyncDir(o.dir)
+		}
+	}
+	if err != nil {
+		return fileStat{}, fmt.Errorf("open data: %w", err)
+	}
+	o.data = f
+	st, err := f.Stat()
+	if err != nil {
+		return fileStat{}, fmt.Errorf("stat data: %w", err)
+	}
+	return st, nil
+}
+
+// openPresence reads the presence file; where it is of no use, found says why.
+func (o *Object) openPresence(want header) error {
+	name := path.Join(o.dir, presenceName)
+	f, err := o.root.disk.Open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		o.found.Reset = "the presence file was gone"
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open presence: %w", err)
+	}
+	s, err := loadSaved(f, want)
+	var other errOther
+	var newer *VersionError
+	switch {
+	case errors.As(err, &other):
+		if o.found.Reset == "" {
+			o.found.Reset = other.reason
+		}
+		return f.Close()
+	case errors.As(err, &newer):
+		newer.Path = name
+		return errors.Join(newer, f.Close())
+	case err != nil:
+		return errors.Join(err, f.Close())
+	}
+	o.saved, o.found.BadSlots = s, s.torn
+	return nil
+}
+
+// reset makes a presence file that claims nothing take the old one's place.
+func (o *Object) reset(h header) error {
+	if o.saved != nil && o.saved.file != nil {
+		if err := o.saved.file.Close(); err != nil {
+			return err
+		}
+	}
+	o.saved = emptySaved(nil, h)
+	if o.root.readOnly {
+		return nil
+	}
+	d, name := o.root.disk, path.Join(o.dir, presenceName)
+	if err := writeFile(d, name+newSuffix, h.encode()); err != nil {
+		return fmt.Errorf("reset presence: %w", err)
+	}
+	if err := d.Rename(name+newSuffix, name); err != nil {
+		return fmt.Errorf("reset presence: %w", err)
+	}
+	if err := d.SyncDir(o.dir); err != nil {
+		return fmt.Errorf("reset presence: %w", err)
+	}
+	f, err := d.Open(name)
+	if err != nil {
+		return fmt.Errorf("reset presence: %w", err)
+	}
+	o.saved.file = f
+	return nil
+}
+
+// distrust makes missing what presence claims and the data file does not have,
+// and writes pages again of which a slot was bad: what could not be read now
+// must not come back later.
+func (o *Object) distrust() error {
+	holes, err := findHoles(o.data, o.saved.durable.Present(ondemand.Range{Len: o.size}), o.size)
+	if err != nil {
+		return err
+	}
+	o.found.Holes = holes
+	for _, r := range holes {
+		o.saved.forget(r)
+	}
+	for _, bad := range o.saved.torn {
+		o.saved.dirty[bad.Page] = true
+	}
+	if o.root.readOnly {
+		return nil
+	}
+	if err := o.saved.save(); err != nil {
+		return fmt.Errorf("repair presence: %w", err)
+	}
+	return nil
+}
+
+// findHoles returns the blocks of the ranges claimed, in order, that have a
+// hole in the file. None where the file cannot tell.
+func findHoles(f file, claimed []ondemand.Range, size int64) ([]ondemand.Range, error) {
+	l, ok := f.(layout)
+	if !ok {
+		return nil, nil
+	}
+	var holes []ondemand.Range
+	data, hole := int64(0), int64(0) // [data, hole) is known to be data
+	for _, c := range claimed {
+		for off := c.Off; off < c.End(); {
+			if off >= data && off < hole {
+				off = hole
+				continue
+			}
+			var err error
+			if data, err = l.NextData(off); errors.Is(err, io.EOF) {
+				data, err = max(size, c.End()), nil
+			}
+			if err != nil {
+				return nil, fmt.Errorf("look for holes: %w", err)
+			}
+			if data > off {
+				r := ondemand.Range{Off: off, Len: min(data, c.End()) - off}.Blocks(size)
+				holes = appendRange(holes, r)
+				off = max(off, r.End())
+				hole = data
+				continue
+			}
+			if hole, err = l.NextHole(off); err != nil {
+				return nil, fmt.Errorf("look for holes: %w", err)
+			}
+		}
+	}
+	return holes, nil
+}
+
+// appendRange adds r to list, joining it to the last where they meet.
+func appendRange(list []ondemand.Range, r ondemand.Range) []ondemand.Range {
+	if n := len(list); n > 0 && r.Off <= list[n-1].End() {
+		list[n-1].Len = max(list[n-1].End(), r.End()) - list[n-1].Off
+		return list
+	}
+	return append(list, r)
+}
+
+// updateMeta takes over what asked adds to the object's description.
+func (o *Object) updateMeta(asked Meta) error {
+	o.saving.Lock()
+	defer o.saving.Unlock()
+	old := o.Meta()
+	m, err := old.update(asked)
+	if err != nil || (m.SHA256 == old.SHA256 && sameJSON(m.Source, old.Source)) {
+		return err
+	}
+	if m.SHA256 != old.SHA256 {
+		m.Verified = false
+	}
+	return o.setMeta(m)
+}
