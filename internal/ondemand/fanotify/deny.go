@@ -42,7 +42,7 @@ func denyLoop(ctx context.Context, group *sys.FD) error {
 		for rest := buf[:n]; len(rest) > 0; {
 			var ev sys.FanotifyEvent
 			// A malformed event is denied too, as far as it has a descriptor.
-			ev, rest, _ = sys.ParseFanotifyEvent(rest)
+			ev, rest, _ = sys.ParseFanotifyEvent(rest) //nolint:errcheck // see above
 			if ev.FD < 0 {
 				continue
 			}
