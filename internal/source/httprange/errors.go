@@ -31,11 +31,7 @@ func statusError(resp *http.Response) error {
 
 // Error names the server, because a redirect may have led to another one.
 func (e *StatusError) Error() string {
-	text := fmt.Sprintf("%s: %d %s", e.URL, e.Status, strings.ToLower(http.StatusText(e.Status)))
-	if err := e.Unwrap(); err != nil {
-		text += ": " + err.Error()
-	}
-	return text
+	return fmt.Sprintf("%s: %d %s", e.URL, e.Status, strings.ToLower(http.StatusText(e.Status)))
 }
 
 // Temporary tells whether the same request can succeed later.
@@ -80,6 +76,17 @@ func retryAfter(s string, now time.Time) time.Duration {
 		return max(at.Sub(now), 0)
 	}
 	return 0
+}
+
+// inContext adds to err what was done, and the blob's URL unless err names the
+// URL that answered, which may be where the blob's redirects to.
+func (b *blob) inContext(what string, err error) error {
+	var status *StatusError
+	var request *RequestError
+	if errors.As(err, &status) || errors.As(err, &request) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return fmt.Errorf("%s: %s: %w", what, b.name(), err)
 }
 
 // RequestError is a request that got no answer, or whose answer broke off. It

@@ -56,7 +56,7 @@ func Open(ctx context.Context, rawURL string, opts Options) (source.Blob, error)
 		return nil, fmt.Errorf("open %s: %w", source.Redact(rawURL), err)
 	}
 	if err := b.learn(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open %s: %w", b.name(), err), b.Close())
+		return nil, errors.Join(b.inContext("open", err), b.Close())
 	}
 	return b, nil
 }
@@ -117,7 +117,7 @@ func (b *blob) Close() error {
 func (b *blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	body, err := b.readRange(ctx, off, n)
 	if err != nil {
-		return nil, fmt.Errorf("read %s [%d,+%d): %w", b.name(), off, n, err)
+		return nil, b.inContext(fmt.Sprintf("read [%d,+%d)", off, n), err)
 	}
 	return source.Exact(ctx, body, n), nil
 }

@@ -1,0 +1,315 @@
+package httprange_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/httprange"
+	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+)
+
+func mustOpen(t testing.TB, url string, opts httprange.Options) source.Blob {
+	t.Helper()
+	b, err := httprange.Open(t.Context(), url, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return b
+}
+
+func TestSuite(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		return mustOpen(t, sourcetest.NewServer(t, data).URL(), httprange.Options{})
+	})
+}
+
+func TestReopenedSuite(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		s := sourcetest.NewServer(t, data)
+		b, err := httprange.Reopen(s.URL(), source.Identity{Size: int64(len(data)), Validator: `"v1"`}, httprange.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(s.Log()); n != 0 {
+			t.Fatalf("reopening made %d requests", n)
+		}
+		return b
+	})
+}
+
+func TestHTTP2Suite(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		s := sourcetest.NewTLSServer(t, data)
+		t.Cleanup(func() {
+			if proto := s.Log()[0].Proto; proto != "HTTP/2.0" {
+				t.Errorf("protocol %s", proto)
+			}
+		})
+		return mustOpen(t, s.URL(), httprange.Options{TLS: s.ClientTLS()})
+	})
+}
+
+func TestSequentialSuite(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		s := sourcetest.NewServer(t, data)
+		s.Always(sourcetest.Whole)
+		b := mustOpen(t, s.URL(), httprange.Options{})
+		if source.IsSequential(b) != (len(data) > 0) {
+			t.Fatal("a server without ranges, and the blob is not sequential")
+		}
+		return b
+	})
+}
+
+func TestChunkedSuite(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		s := sourcetest.NewServer(t, data)
+		if len(data) > 0 {
+			s.Always(sourcetest.Chunked)
+		}
+		return mustOpen(t, s.URL(), httprange.Options{})
+	})
+}
+
+func TestNetHTTPSuite(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.ServeContent(w, r, "", time.Unix(1e9, 0), bytes.NewReader(data))
+		}))
+		t.Cleanup(s.Close)
+		b := mustOpen(t, s.URL, httprange.Options{})
+		if id := source.IdentityOf(b); id.Validator != "last-modified: Sun, 09 Sep 2001 01:46:40 GMT" {
+			t.Fatalf("identity %+v", id)
+		}
+		return b
+	})
+}
+
+func TestOneConnectionIsKept(t *testing.T) {
+	data := sourcetest.Bytes(1 << 20)
+	s := sourcetest.NewServer(t, data)
+	b := mustOpen(t, s.Redirect(), httprange.Options{})
+	for off := int64(0); off < 1<<20; off += 100000 {
+		sourcetest.MustRead(t, b, data, off, min(100000, 1<<20-off))
+	}
+	s.Expire()
+	sourcetest.MustRead(t, b, data, 5, 100)
+	// A consumer that stops at the last byte and never sees io.EOF.
+	r, err := b.ReadRange(t.Context(), 10, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(r, make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sourcetest.MustRead(t, b, data, 5, 100)
+	for _, r := range s.Log() {
+		if r.Conn != s.Log()[0].Conn {
+			t.Fatalf("a second connection: %+v", r)
+		}
+	}
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	data := sourcetest.Bytes(1 << 20)
+	s := sourcetest.NewServer(t, data)
+	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
+		s.SetContent(data, `"v"`)
+		return mustOpen(t, s.URL(), httprange.Options{ConnsPerHost: 4})
+	})
+}
+
+func TestRedirectTargetIsRemembered(t *testing.T) {
+	data := sourcetest.Bytes(10000)
+	s := sourcetest.NewServer(t, data)
+	b := mustOpen(t, s.Redirect(), httprange.Options{})
+	paths := func() string {
+		var all []string
+		for _, r := range s.Log() {
+			all = append(all, r.Path)
+		}
+		return strings.Join(all, " ")
+	}
+	sourcetest.MustRead(t, b, data, 1, 10)
+	sourcetest.MustRead(t, b, data, 2, 10)
+	if got := paths(); got != "/redirect /signed /signed /signed" {
+		t.Fatalf("requests: %s", got)
+	}
+	s.Expire()
+	sourcetest.MustRead(t, b, data, 3, 10)
+	sourcetest.MustRead(t, b, data, 4, 10)
+	if got := paths(); got != "/redirect /signed /signed /signed /signed /redirect /signed /signed" {
+		t.Fatalf("requests after the signature expired: %s", got)
+	}
+	s.Next(sourcetest.Status(403, ""), sourcetest.Status(403, ""))
+	if _, err := sourcetest.Read(t.Context(), b, 0, 1); !errors.Is(err, source.ErrDenied) {
+		t.Fatalf("denied for good: %v", err)
+	}
+}
+
+func TestCredentialsStayWithTheirHost(t *testing.T) {
+	data := sourcetest.Bytes(1000)
+	s := sourcetest.NewServer(t, data)
+	first := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "me" || password != "s3cret" || r.Header.Get("X-Token") != "t0ken" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		http.Redirect(w, r, s.URL(), http.StatusTemporaryRedirect)
+	}))
+	t.Cleanup(first.Close)
+	url := strings.Replace(first.URL, "http://", "http://me:s3cret@", 1)
+	b := mustOpen(t, url, httprange.Options{Header: http.Header{"x-token": {"t0ken"}, "Range": {"bytes=0-3"}}})
+	sourcetest.MustRead(t, b, data, 100, 100)
+	for _, r := range s.Log() {
+		if r.Header.Get("Authorization") != "" || r.Header.Get("X-Token") != "" {
+			t.Fatalf("the second host got %v", r.Header)
+		}
+	}
+}
+
+func TestBasicAuthentication(t *testing.T) {
+	data := sourcetest.Bytes(1000)
+	s := sourcetest.NewServer(t, data)
+	s.SetLogin("me", "p:w")
+	url := strings.Replace(s.URL(), "http://", "http://me:p%3Aw@", 1)
+	sourcetest.MustRead(t, mustOpen(t, url, httprange.Options{}), data, 0, 1000)
+	_, err := httprange.Open(t.Context(), s.URL(), httprange.Options{})
+	if !errors.Is(err, source.ErrDenied) {
+		t.Fatalf("without login: %v", err)
+	}
+}
+
+func TestErrorsNameNoSecrets(t *testing.T) {
+	s := sourcetest.NewServer(t, sourcetest.Bytes(10))
+	s.SetLogin("a", "b")
+	loop := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", r.URL.Query().Get("to"))
+		w.WriteHeader(http.StatusFound)
+	}))
+	t.Cleanup(loop.Close)
+	host := strings.TrimPrefix(s.URL(), "http://")
+	for _, url := range []string{
+		"http://me:S3CRET@" + host + "?sig=S3CRET",
+		"http://me:S3CRET@" + host + "/none?S3CRET#S3CRET",
+		"http://me:S3CRET@127.0.0.1:1/?sig=S3CRET",
+		"http://S3CRET:S3/CRET@127.0.0.1/",
+		"http://me:S3CRET@%zz/", "ftp://S3CRET@host/", "http:S3CRET",
+		loop.URL + "?to=http://127.0.0.1:1/?sig=S3CRET",
+		loop.URL + "?to=http://x:S3CRET%2540%25zz",
+		loop.URL + "?to=//S3CRET:x@:1/",
+		loop.URL + "?to=%3Fto=S3CRET",
+	} {
+		_, err := httprange.Open(t.Context(), url, httprange.Options{})
+		switch {
+		case err == nil:
+			t.Errorf("%s opened", url)
+		case strings.Contains(err.Error(), "S3CRET"):
+			t.Errorf("%s: %v", url, err)
+		default:
+			t.Log(err)
+		}
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	s := sourcetest.NewServer(t, sourcetest.Bytes(1000))
+	for _, c := range []struct {
+		name  string
+		fault sourcetest.Fault
+		want  error
+	}{
+		{"404", sourcetest.Status(404, ""), source.ErrNotFound},
+		{"410", sourcetest.Status(410, ""), source.ErrNotFound},
+		{"401", sourcetest.Status(401, ""), source.ErrDenied},
+		{"403", sourcetest.Status(403, ""), source.ErrDenied},
+		{"429", sourcetest.Status(429, "7"), source.ErrBusy},
+		{"503", sourcetest.Status(503, ""), source.ErrBusy},
+		{"no length", sourcetest.NoLength, source.ErrSizeUnknown},
+		{"total unknown", sourcetest.TotalUnknown, source.ErrSizeUnknown},
+		{"gzip", sourcetest.Gzip, source.ErrNotBytes},
+		{"multipart", sourcetest.Multipart, source.ErrNotBytes},
+		{"no Content-Range", sourcetest.ContentRange(""), source.ErrNotBytes},
+		{"wrong Content-Range", sourcetest.ContentRange("bytes 1-1/1000"), source.ErrNotBytes},
+		{"204", sourcetest.Status(204, ""), source.ErrNotBytes},
+		{"416", sourcetest.Unsatisfiable(1000), source.ErrNotBytes},
+		{"silent", sourcetest.Silent, source.ErrUnreachable},
+	} {
+		s.Next(c.fault)
+		_, err := httprange.Open(t.Context(), s.URL(), httprange.Options{ResponseHeader: 100 * time.Millisecond})
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+	}
+	s.Next(sourcetest.Unsatisfiable(0))
+	if b := mustOpen(t, s.URL(), httprange.Options{}); b.Size() != 0 || source.IsSequential(b) {
+		t.Errorf("416 for an empty file: size %d", b.Size())
+	}
+	s.Next(sourcetest.Status(429, "7"))
+	_, err := httprange.Open(t.Context(), s.URL(), httprange.Options{})
+	var status *httprange.StatusError
+	if !errors.As(err, &status) || status.RetryAfter != 7*time.Second || !source.Temporary(err) || source.RetryDelay(err) != 7*time.Second {
+		t.Errorf("facts of a 429: %+v", status)
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	for url, temporary := range map[string]bool{
+		"http://127.0.0.1:1/":           true,
+		"http://no-such-host.invalid./": false,
+	} {
+		_, err := httprange.Open(t.Context(), url, httprange.Options{Connect: 5 * time.Second})
+		if !errors.Is(err, source.ErrUnreachable) {
+			t.Errorf("%s: %v", url, err)
+		}
+		if source.Temporary(err) != temporary {
+			t.Errorf("%s: temporary %v: %v", url, source.Temporary(err), err)
+		}
+	}
+}
+
+func BenchmarkReadRange(b *testing.B) {
+	const size = 256 << 20
+	data := make([]byte, size)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Unix(1e9, 0), bytes.NewReader(data))
+	}))
+	defer s.Close()
+	blob := mustOpen(b, s.URL, httprange.Options{})
+	buf := make([]byte, 1<<20)
+	for name, n := range map[string]int64{"256MiB": size, "1MiB": 1 << 20, "64KiB": 64 << 10} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(n)
+			for b.Loop() {
+				r, err := blob.ReadRange(b.Context(), 0, n)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for err == nil {
+					_, err = r.Read(buf)
+				}
+				if !errors.Is(err, io.EOF) {
+					b.Fatal(err)
+				}
+				if err := r.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
