@@ -124,3 +124,32 @@ func BlockSignals(sigs ...syscall.Signal) (restore func() error, err error) {
 
 // wordBits is the width of a word of a signal set.
 const wordBits = 32 << (^uint(0) >> 63)
+
+// SendDatagram sends payload with duplicates of the descriptors raws to the
+// unix datagram socket at address. It waits at most seconds for room in the
+// receiver's queue, then fails with EAGAIN, wrapped.
+func SendDatagram(address string, payload []byte, raws []int, seconds int) error {
+	raw, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make a datagram socket: %w", err)
+	}
+	fd := NewFD(raw)
+	limit := unix.Timeval{Sec: int64(seconds)}
+	if err := unix.SetsockoptTimeval(raw, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
+		return errors.Join(fmt.Errorf("limit the sending time: %w", err), fd.Close())
+	}
+	var oob []byte
+	if len(raws) > 0 {
+		oob = unix.UnixRights(raws...)
+	}
+	for {
+		err := unix.Sendmsg(raw, payload, oob, &unix.SockaddrUnix{Name: address}, unix.MSG_NOSIGNAL)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			err = fmt.Errorf("send to %s: %w", address, err)
+		}
+		return errors.Join(err, fd.Close())
+	}
+}

@@ -1,0 +1,52 @@
+package keeper
+
+import "time"
+
+const (
+	quickStarts = 3
+	firstWait   = 100 * time.Millisecond
+	longestWait = 5 * time.Second
+	// goodLife is how long a worker has to live for its end not to be counted
+	// with those before.
+	goodLife = 10 * time.Second
+	// unattendedFrom is the shortest wait in which requests are denied rather
+	// than left for the next worker.
+	unattendedFrom = time.Second
+)
+
+// backoff says how long to wait before a worker is started again.
+type backoff struct{ ends int }
+
+// next is the wait after the end of a worker that has lived for so long; 0 for
+// one that could not be started.
+func (b *backoff) next(lived time.Duration) time.Duration {
+	if lived >= goodLife {
+		b.ends = 0
+	}
+	b.ends++
+	if b.ends <= quickStarts {
+		return 0
+	}
+	doublings := b.ends - quickStarts - 1
+	if doublings >= 6 { // 100 ms doubled six times is above the longest wait
+		return longestWait
+	}
+	return firstWait << doublings
+}
+
+// clock is time as the supervisor sees it.
+type clock struct {
+	now func() time.Time
+	// after sends once after d, unless stop is called.
+	after func(d time.Duration) (fired <-chan time.Time, stop func())
+}
+
+func wallClock() clock {
+	return clock{
+		now: time.Now,
+		after: func(d time.Duration) (<-chan time.Time, func()) {
+			t := time.NewTimer(d)
+			return t.C, func() { t.Stop() }
+		},
+	}
+}

@@ -1,0 +1,258 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/sys"
+)
+
+var (
+	// ErrNoKeeper is returned where the environment names no keeper.
+	ErrNoKeeper = errors.New("no keeper: " + EnvSocket + " is not set")
+	// ErrKeeperLost is returned once the keeper has died: whether it still
+	// took the messages before that is not known.
+	ErrKeeperLost = errors.New("keeper has died")
+)
+
+// sendLimit is the time, in seconds, in which the keeper has to make room in
+// its queue.
+const sendLimit = 10
+
+// Environment is what a keeper tells its worker. Empty fields: not set.
+type Environment struct {
+	NotifySocket, ListenFDs, ListenFDNames, ListenPID, KeeperPID string
+}
+
+// ReadEnvironment takes the values that getenv has.
+func ReadEnvironment(getenv func(string) string) Environment {
+	return Environment{
+		NotifySocket:  getenv(EnvSocket),
+		ListenFDs:     getenv(EnvFDs),
+		ListenFDNames: getenv(EnvFDNames),
+		ListenPID:     getenv(EnvPID),
+		KeeperPID:     getenv(EnvKeeperPID),
+	}
+}
+
+// Client is the worker's side: it works with systemd 246 or newer and with Run.
+// Its methods may be called concurrently, except Close.
+type Client struct {
+	mu       sync.Mutex
+	address  string
+	sent     table // what the keeper should hold
+	ready    bool
+	stopping bool
+	watch    *keeperWatch // nil: the keeper's life is not watched (systemd)
+	pid      int
+}
+
+// Inherit makes the client, and takes over, close-on-exec, the descriptors that
+// the keeper has handed to this process. They are the caller's and, until
+// Remove, must not be closed. A ListenPID that is not this process's says that
+// they are not for it: then there are none. It is absent where the keeper is ours.
+func Inherit(env Environment) (*Client, Held, error) {
+	c := &Client{address: env.NotifySocket, pid: os.Getppid()}
+	if env.ListenPID == "" || env.ListenPID == strconv.Itoa(os.Getpid()) {
+		if err := c.inherit(env); err != nil {
+			return nil, nil, err
+		}
+	}
+	if env.KeeperPID == "" {
+		return c, c.sent.held(), nil
+	}
+	pid, err := strconv.Atoi(env.KeeperPID)
+	if err != nil || pid <= 0 {
+		return nil, nil, fmt.Errorf("read %s=%q: not a pid", EnvKeeperPID, env.KeeperPID)
+	}
+	c.pid = pid
+	// A worker is its keeper's child when it starts. Another parent means that
+	// the keeper has died since, and that its pid may be another process's.
+	c.watch, err = watchKeeper(pid, func() bool { return os.Getppid() == pid }, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, c.sent.held(), nil
+}
+
+func (c *Client) inherit(env Environment) error {
+	if env.ListenFDs == "" {
+		return nil
+	}
+	n, err := strconv.Atoi(env.ListenFDs)
+	if err != nil || n < 0 {
+		return fmt.Errorf("read %s=%q: not a count", EnvFDs, env.ListenFDs)
+	}
+	var names []string
+	if env.ListenFDNames != "" {
+		names = strings.Split(env.ListenFDNames, ":")
+	}
+	if len(names) != n {
+		return fmt.Errorf("read %s: %d names for %d descriptors", EnvFDNames, len(names), n)
+	}
+	const first = 3 // SD_LISTEN_FDS_START
+	for i, name := range names {
+		if !sys.IsOpen(first + i) {
+			return fmt.Errorf("inherit %s: descriptor %d is not open", name, first+i)
+		}
+		if err := sys.SetInherit(first+i, false); err != nil {
+			return fmt.Errorf("inherit %s: %w", name, err)
+		}
+		c.sent.add(name, sys.NewFD(first+i))
+	}
+	return nil
+}
+
+// Push has the keeper hold a duplicate of fd under name; see CheckName. Several
+// may share a name, but one open file is held once, under the name it came
+// with first. The keeper has it for certain once a later Barrier has returned.
+// Until Remove, fd must not be closed: it goes to the next keeper too.
+func (c *Client) Push(name string, fd *sys.FD) error {
+	if err := CheckName(name); err != nil {
+		return fmt.Errorf("push %s: %w", name, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.sent.room(name, 1<<20); err != nil { // the number is the keeper's to limit
+		return fmt.Errorf("push %s: %w", name, err)
+	}
+	if c.sent.has(fd) {
+		return nil
+	}
+	if err := c.sendLocked(message{push: true, name: name}, fd.Int()); err != nil {
+		return fmt.Errorf("push %s: %w", name, err)
+	}
+	c.sent.add(name, fd)
+	return nil
+}
+
+// Remove has the keeper close everything that it holds under name.
+func (c *Client) Remove(name string) error {
+	if err := CheckName(name); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.sendLocked(message{remove: true, name: name}); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	c.sent.remove(name)
+	return nil
+}
+
+// Ready tells the keeper that the worker works. From then on its death leads to
+// a restart.
+func (c *Client) Ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.sendLocked(message{ready: true}); err != nil {
+		return fmt.Errorf("announce ready: %w", err)
+	}
+	c.ready = true
+	return nil
+}
+
+// Stopping tells the keeper that the worker ends for good and is not to be
+// restarted. A worker that leaves for the next one (SIGUSR1) does not say it.
+func (c *Client) Stopping() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.sendLocked(message{stopping: true}); err != nil {
+		return fmt.Errorf("announce stopping: %w", err)
+	}
+	c.stopping = true
+	return nil
+}
+
+// Status tells the keeper a line of text for people.
+func (c *Client) Status(text string) error {
+	m := message{status: text}
+	if got, err := parseMessage(m.encode()); err != nil || got != m {
+		return fmt.Errorf("send status %q: %w", text, ErrBadMessage)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.sendLocked(m); err != nil {
+		return fmt.Errorf("send status: %w", err)
+	}
+	return nil
+}
+
+// Barrier returns nil once the keeper has handled everything that was sent
+// before (sd_notify_barrier(3)).
+func (c *Client) Barrier(ctx context.Context) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("wait for the keeper: %w", err)
+	}
+	c.mu.Lock()
+	watch := c.watch
+	err = c.sendLocked(message{barrier: true}, int(w.Fd()))
+	c.mu.Unlock()
+	// From here on the keeper has the only descriptor of the end that writes.
+	if err := errors.Join(err, w.Close()); err != nil {
+		return errors.Join(fmt.Errorf("wait for the keeper: %w", err), r.Close())
+	}
+	unblock := context.AfterFunc(ctx, func() {
+		// The only error is that r is closed, and then nobody waits.
+		if err := r.SetReadDeadline(time.Unix(1, 0)); err != nil {
+			return
+		}
+	})
+	_, err = r.Read(make([]byte, 1))
+	unblock()
+	closeErr := r.Close()
+	switch {
+	case !errors.Is(err, io.EOF):
+		return fmt.Errorf("wait for the keeper: %w", errors.Join(ctx.Err(), err, closeErr))
+	case watch != nil && watch.isLost():
+		// The end of the keeper closes the pipe as well.
+		return fmt.Errorf("wait for the keeper: %w", ErrKeeperLost)
+	}
+	return closeErr
+}
+
+// sendLocked sends m with the descriptors raws to the keeper.
+func (c *Client) sendLocked(m message, raws ...int) error {
+	if c.address == "" {
+		return ErrNoKeeper
+	}
+	return sys.SendDatagram(c.address, m.encode(), raws, sendLimit)
+}
+
+// KeeperPID is the keeper's pid.
+func (c *Client) KeeperPID() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pid
+}
+
+// Lost is closed when the keeper has died. After StartKeeper it is another
+// channel, for the new one. It is nil where systemd is the keeper.
+func (c *Client) Lost() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.watch == nil {
+		return nil
+	}
+	return c.watch.lost
+}
+
+// Close ends the watching. The descriptors stay open, and held.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.watch == nil {
+		return nil
+	}
+	err := c.watch.close()
+	c.watch = nil
+	return err
+}
