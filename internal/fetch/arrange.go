@@ -1,0 +1,266 @@
+package fetch
+
+import (
+	"slices"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+)
+
+// aheadParts is how many requests one window may take: where more pieces of it
+// are missing, the window ends earlier.
+const aheadParts = 4
+
+// arrangeLocked sees to it that a stream is about to bring each block of w.r
+// that is missing, and that w waits for it; it returns true when none is
+// missing. It also begins the read-ahead that a asks for.
+func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
+	before := o.detachLocked(w)
+	defer func() { o.endAllUnwantedLocked(before) }()
+	need := o.cache.Missing(w.r)
+	switch {
+	case o.closed:
+		return false, ondemand.ErrDetached
+	case o.denied.Load():
+		return false, o.poison
+	case len(need) == 0:
+		return true, nil
+	case w.err != nil:
+		return false, w.err
+	case o.poison != nil:
+		return false, o.poison
+	case w.tries == maxTries:
+		return false, ondemand.ErrNotFilled
+	case o.ordered:
+		o.joinOrderedLocked(w)
+		return false, nil
+	}
+	rest := o.joinLocked(w, need)
+	if len(rest) > 0 {
+		w.tries++
+	}
+	parts := o.aheadPartsLocked(a)
+	if n := len(rest); n > 0 && len(parts) > 0 && parts[0].Off-rest[n-1].End() <= joinGap {
+		if o.combineLocked(w, rest[n-1], parts[0], a) {
+			rest, parts = rest[:n-1], parts[1:]
+		}
+	}
+	for _, r := range rest {
+		s := o.newStreamLocked(r)
+		s.demand = r
+		o.waitLocked(w, s)
+		o.enqueueLocked(s)
+	}
+	o.aheadLocked(a, parts)
+	return false, nil
+}
+
+// joinLocked makes w wait for the streams that will bring blocks that it
+// needs, and returns what none of them brings soon, as ranges to request.
+func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
+	wide := widen(w.r, o.Size())
+	rest := join(o.cache.Missing(wide))
+	for _, s := range o.running {
+		first := firstIn(need, s.rest())
+		if s.unwanted || first < 0 {
+			continue
+		}
+		o.waitLocked(w, s)
+		if first-s.pos <= far {
+			rest = subtract(rest, s.rest())
+		}
+	}
+	for _, s := range o.queuedLocked(wide) {
+		if firstIn(need, s.rest()) >= 0 {
+			o.waitLocked(w, s)
+		}
+		rest = subtract(rest, s.rest())
+	}
+	return slices.DeleteFunc(rest, func(r ondemand.Range) bool { return firstIn(need, r) < 0 })
+}
+
+// joinOrderedLocked makes w wait for the one stream of an ordered blob.
+func (o *Object) joinOrderedLocked(w *waiter) {
+	if o.single == nil {
+		w.tries++
+		s := o.newStreamLocked(ondemand.Range{Len: o.Size()})
+		s.demand, s.ahead = s.rest(), always
+		o.single = s
+		o.waitLocked(w, s)
+		o.enqueueLocked(s)
+		return
+	}
+	o.waitLocked(w, o.single)
+}
+
+// aheadPartsLocked is what a asks for and nobody brings yet.
+func (o *Object) aheadPartsLocked(a advice) []ondemand.Range {
+	if a.head < 0 || a.ahead.Empty() {
+		return nil
+	}
+	parts := join(o.cache.Missing(a.ahead))
+	for _, s := range o.running {
+		if !s.unwanted {
+			parts = subtract(parts, s.rest())
+		}
+	}
+	for _, s := range o.queuedLocked(a.ahead) {
+		parts = subtract(parts, s.rest())
+	}
+	return parts
+}
+
+// combineLocked begins one stream for what w demands and the first part of the
+// window behind it, if read-ahead is admitted now.
+func (o *Object) combineLocked(w *waiter, r, part ondemand.Range, a advice) bool {
+	s := o.newStreamLocked(ondemand.Range{Off: r.Off, Len: part.End() - r.Off})
+	s.demand, s.ahead = r, a.serial
+	o.waitLocked(w, s)
+	if o.beginAheadLocked(s) {
+		return true
+	}
+	o.live--
+	s.waiters = nil
+	w.streams = w.streams[:len(w.streams)-1]
+	return false
+}
+
+// aheadLocked begins streams for the parts of a window, as far as they are
+// admitted now, and tells the head.
+func (o *Object) aheadLocked(a advice, parts []ondemand.Range) {
+	if a.head < 0 {
+		return
+	}
+	end := a.ahead.End()
+	for i, r := range parts {
+		if i == aheadParts {
+			end = r.Off
+			break
+		}
+		s := o.newStreamLocked(r)
+		s.ahead = a.serial
+		if !o.beginAheadLocked(s) {
+			o.live--
+			end = r.Off
+			break
+		}
+	}
+	o.heads.granted(a, end, o.Size())
+}
+
+// cross begins the window behind the one whose trigger a reader crossed.
+func (o *Object) cross(head int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.poison != nil {
+		return
+	}
+	a := o.heads.cross(head, o.Size())
+	o.aheadLocked(a, o.aheadPartsLocked(a))
+}
+
+// dropLocked gives up the read-ahead of heads that collapsed.
+func (o *Object) dropLocked(serials []uint64) {
+	if len(serials) == 0 {
+		return
+	}
+	for _, s := range o.running {
+		if slices.Contains(serials, s.ahead) {
+			s.ahead = 0
+			o.endUnwantedLocked(s)
+		}
+	}
+}
+
+func (o *Object) waitLocked(w *waiter, s *stream) {
+	w.streams = append(w.streams, s)
+	s.waiters = append(s.waiters, w)
+}
+
+// forgetLocked makes w wait for nothing, and ends the streams that nobody
+// wants then.
+func (o *Object) forgetLocked(w *waiter) { o.endAllUnwantedLocked(o.detachLocked(w)) }
+
+// detachLocked makes w wait for nothing and returns what it waited for.
+func (o *Object) detachLocked(w *waiter) []*stream {
+	for _, s := range w.streams {
+		// From the end: a stream that wakes its waiters begins there.
+		for i := len(s.waiters) - 1; i >= 0; i-- {
+			if s.waiters[i] == w {
+				last := len(s.waiters) - 1
+				s.waiters[i] = s.waiters[last]
+				s.waiters[last] = nil
+				s.waiters = s.waiters[:last]
+				break
+			}
+		}
+	}
+	before := w.streams
+	w.streams = nil
+	return before
+}
+
+func (o *Object) endAllUnwantedLocked(streams []*stream) {
+	for _, s := range streams {
+		o.endUnwantedLocked(s)
+	}
+}
+
+// endUnwantedLocked ends s if nobody wants it and more than a little is left.
+func (o *Object) endUnwantedLocked(s *stream) {
+	switch {
+	case s.ahead != 0 || len(s.waiters) > 0 || s.unwanted:
+	case s.queued:
+		o.endQueuedLocked(s)
+	case s.end-s.pos > drain:
+		s.unwanted = true
+		s.cancel()
+	}
+}
+
+// endQueuedLocked ends a stream that has not begun.
+func (o *Object) endQueuedLocked(s *stream) {
+	o.unqueueLocked(s)
+	s.unwanted = true
+	if o.single == s {
+		o.single = nil
+	}
+	if o.group.slots.withdraw(s.slot) {
+		o.live--
+		o.ended.Broadcast()
+	} // otherwise it was admitted just now, and run ends it
+}
+
+// enqueueLocked begins s as soon as it is admitted as a demand.
+func (o *Object) enqueueLocked(s *stream) {
+	s.queued = true
+	o.queue = slices.Insert(o.queue, o.queueIndex(s.pos), s)
+	s.slot = &ticket{n: 1, start: func() { go s.run() }}
+	o.group.slots.enqueue(s.slot)
+}
+
+// queueIndex is the place of the first queued stream that ends behind off.
+func (o *Object) queueIndex(off int64) int {
+	i, _ := slices.BinarySearchFunc(o.queue, off, func(s *stream, off int64) int {
+		if s.end <= off {
+			return -1
+		}
+		return 1
+	})
+	return i
+}
+
+// queuedLocked are the queued streams that overlap r.
+func (o *Object) queuedLocked(r ondemand.Range) []*stream {
+	first := o.queueIndex(r.Off)
+	last := first
+	for last < len(o.queue) && o.queue[last].pos < r.End() {
+		last++
+	}
+	return o.queue[first:last]
+}
+
+func (o *Object) unqueueLocked(s *stream) {
+	i := o.queueIndex(s.pos)
+	o.queue = slices.Delete(o.queue, i, i+1)
+	s.queued = false
+}

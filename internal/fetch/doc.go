@@ -1,0 +1,37 @@
+// Package fetch brings the missing bytes of objects from their sources.
+//
+// A Fetcher is the ondemand.Filler of objects whose bytes come from a
+// source.Blob. Each object that is added has a list of streams: requests to
+// the source that are running or wait for their turn. A Fill looks which of
+// its missing blocks a stream is about to bring, starts streams for the
+// others, and sleeps until its blocks are there. A stream reads its body in
+// pieces, writes whole blocks through the cache as they come, and wakes every
+// Fill whose last block it wrote; so a Fill ends when its own blocks are
+// present, not when the stream ends.
+//
+// A stream belongs to the Fetcher, not to the Fill that started it. It ends
+// early when nobody wants it: no Fill waits for it and it is no read-ahead
+// that a reader still follows. When it fails, what it wrote stays. A Fill
+// that waited for it takes its error only where the stream was begun for a
+// demand and after the Fill came, which makes it the Fill's own attempt;
+// otherwise the Fill begins a stream of its own. So the failure of somebody
+// else's read-ahead costs a reader time and nothing else, and any number of
+// Fills that wait together make at most two attempts.
+//
+// Readers are followed by heads (heads.go): a reader that goes on where it
+// stopped gets a window ahead of it that doubles while it goes on.
+//
+// What is in flight is bounded by two gates (gate.go): requests per group of
+// blobs, and bytes of buffers. Read-ahead and Hydrate may take only a part of
+// each, and what is freed goes to a waiting demand first, so a demand always
+// has a share that read-ahead cannot hold. A demand never waits for a stream
+// of read-ahead that has not been admitted, because such streams do not exist:
+// read-ahead is begun only when it is admitted at once.
+//
+// Lock order: Fetcher.mu, Object.mu, gate.mu. The cache, the source, Present
+// and OnError are called with none of them held, except that the questions
+// Has, Missing and Complete are asked under Object.mu: they do no input or
+// output. A stream takes its slot before its buffer and holds both until it
+// ends, and waits for nothing else that another stream holds, so streams
+// cannot wait for each other in a circle.
+package fetch

@@ -1,0 +1,153 @@
+package fetch
+
+import (
+	"container/list"
+	"context"
+	"sync"
+)
+
+// gate bounds how much of something is in use at once. Demand may use all of
+// it, read-ahead only part; what is released goes to demands that wait, in the
+// order they came, and only then to read-ahead that waits.
+type gate struct {
+	limit      int64 // of both together
+	aheadLimit int64 // of read-ahead alone; less than limit
+
+	mu          sync.Mutex
+	used, ahead int64 // in use by both; by read-ahead
+	peak        int64 // the most that was ever in use
+	demands     list.List
+	aheads      list.List
+}
+
+// ticket stands for what was taken or is waited for.
+type ticket struct {
+	n     int64
+	ahead bool
+	start func()        // called once admitted, without gate.mu
+	place *list.Element // in its queue; nil once admitted or withdrawn
+}
+
+func newGate(limit, aheadLimit int64) *gate {
+	return &gate{limit: limit, aheadLimit: aheadLimit}
+}
+
+func (g *gate) fitsLocked(t *ticket) bool {
+	if g.used+t.n > g.limit {
+		return false
+	}
+	return !t.ahead || g.ahead+t.n <= g.aheadLimit
+}
+
+func (g *gate) takeLocked(t *ticket) {
+	g.used += t.n
+	g.peak = max(g.peak, g.used)
+	if t.ahead {
+		g.ahead += t.n
+	}
+}
+
+// tryAhead takes n for read-ahead if it is free and nobody waits, and
+// otherwise returns nil.
+func (g *gate) tryAhead(n int64) *ticket {
+	t := &ticket{n: n, ahead: true}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.demands.Len() > 0 || g.aheads.Len() > 0 || !g.fitsLocked(t) {
+		return nil
+	}
+	g.takeLocked(t)
+	return t
+}
+
+// enqueue takes t.n, or queues t. Once it has it, now or later, t.start is
+// called; start must return at once.
+func (g *gate) enqueue(t *ticket) {
+	g.mu.Lock()
+	queue := &g.demands
+	if t.ahead {
+		queue = &g.aheads
+	}
+	if queue.Len() > 0 || t.ahead && g.demands.Len() > 0 || !g.fitsLocked(t) {
+		t.place = queue.PushBack(t)
+		g.mu.Unlock()
+		return
+	}
+	g.takeLocked(t)
+	g.mu.Unlock()
+	t.start()
+}
+
+// withdraw takes t out of its queue and tells whether it was still there; if
+// not it is admitted, and is to be released.
+func (g *gate) withdraw(t *ticket) bool {
+	g.mu.Lock()
+	if t.place == nil {
+		g.mu.Unlock()
+		return false
+	}
+	if t.ahead {
+		g.aheads.Remove(t.place)
+	} else {
+		g.demands.Remove(t.place)
+	}
+	t.place = nil
+	admitted := g.admitLocked() // a large ticket may have held back smaller ones
+	g.mu.Unlock()
+	startAll(admitted)
+	return true
+}
+
+// release gives back what t took and admits who waits for it.
+func (g *gate) release(t *ticket) {
+	g.mu.Lock()
+	g.used -= t.n
+	if t.ahead {
+		g.ahead -= t.n
+	}
+	admitted := g.admitLocked()
+	g.mu.Unlock()
+	startAll(admitted)
+}
+
+func (g *gate) admitLocked() []*ticket {
+	var admitted []*ticket
+	for _, queue := range []*list.List{&g.demands, &g.aheads} {
+		for e := queue.Front(); e != nil; e = queue.Front() {
+			t := e.Value.(*ticket)
+			if !g.fitsLocked(t) {
+				break
+			}
+			queue.Remove(e)
+			t.place = nil
+			g.takeLocked(t)
+			admitted = append(admitted, t)
+		}
+		if queue.Len() > 0 {
+			break
+		}
+	}
+	return admitted
+}
+
+func startAll(tickets []*ticket) {
+	for _, t := range tickets {
+		t.start()
+	}
+}
+
+// acquire waits for n.
+func (g *gate) acquire(ctx context.Context, n int64, ahead bool) (*ticket, error) {
+	admitted := make(chan struct{})
+	t := &ticket{n: n, ahead: ahead, start: func() { close(admitted) }}
+	g.enqueue(t)
+	select {
+	case <-admitted:
+		return t, nil
+	case <-ctx.Done():
+		if !g.withdraw(t) {
+			g.release(t)
+		}
+		return nil, ctx.Err()
+	}
+}

@@ -1,0 +1,181 @@
+package fetch
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
+)
+
+// maxTries is how many streams one Fill begins for blocks that do not become
+// present although the streams succeed, as on a disk that loses writes.
+const maxTries = 8
+
+// Object is an object that a Fetcher fills. It implements ondemand.Object.
+type Object struct {
+	fetcher *Fetcher
+	group   *group
+	cache   CacheObject
+	blob    source.Blob
+	ordered bool // the source gives its bytes from 0 on only
+	ctx     context.Context
+	cancel  context.CancelFunc
+
+	heads  heads
+	denied atomic.Bool // the data was found wrong: nothing counts as present
+	count  counters
+
+	mu      sync.Mutex
+	ended   *sync.Cond // a stream or the verification ended
+	closed  bool
+	poison  error     // why nothing is fetched any more
+	running []*stream // admitted, in the order begun
+	queue   []*stream // of demand, not admitted yet, by offset; they do not overlap
+	single  *stream   // the one stream of a blob that is ordered
+	live    int       // goroutines: streams and verification; and streams in queue
+	fills   int       // callers inside fill and Hydrate
+	clock   uint64    // orders the coming of waiters and the beginning of streams
+	digest  verification
+}
+
+// waiter is a Fill that sleeps, or is about to.
+type waiter struct {
+	r       ondemand.Range
+	born    uint64
+	tries   int
+	streams []*stream     // that it waits for
+	wake    chan struct{} // holds one token
+	err     error         // of its own attempt
+	hydrate bool          // it is a Hydrate's, with a stream of its own
+}
+
+func newObject(f *Fetcher, g *group, obj CacheObject, blob source.Blob) *Object {
+	o := &Object{fetcher: f, group: g, cache: obj, blob: blob, ordered: source.IsSequential(blob)}
+	o.ctx, o.cancel = context.WithCancel(f.ctx)
+	o.ended = sync.NewCond(&o.mu)
+	return o
+}
+
+// ID implements ondemand.Object.
+func (o *Object) ID() ondemand.ObjectID { return o.cache.ID() }
+
+// Size implements ondemand.Object.
+func (o *Object) Size() int64 { return o.cache.Size() }
+
+// Has implements ondemand.Object. It takes no lock.
+func (o *Object) Has(r ondemand.Range) bool {
+	if i := o.heads.seen(r); i >= 0 {
+		select {
+		case o.fetcher.kicks <- kick{o, i}:
+		default: // so many are due that this one can wait for a miss
+		}
+	}
+	return o.cache.Has(r) && !o.denied.Load()
+}
+
+// Missing implements ondemand.Object.
+func (o *Object) Missing(r ondemand.Range) []ondemand.Range {
+	if o.denied.Load() {
+		return []ondemand.Range{r.Blocks(o.Size())}
+	}
+	return o.cache.Missing(r)
+}
+
+// Complete implements ondemand.Object. An object with an expected digest is
+// complete only once it was verified.
+func (o *Object) Complete() bool {
+	if !o.cache.Complete() || o.denied.Load() {
+		return false
+	}
+	d, ok := o.cache.(Digested)
+	return !ok || d.SHA256() == "" || d.Verified()
+}
+
+// fill returns once r is present.
+func (o *Object) fill(ctx context.Context, r ondemand.Range) error {
+	return o.fillRange(ctx, r, true)
+}
+
+// fillRange does what fill does; follow says that a reader is behind it, whose
+// way through the object is worth noting.
+func (o *Object) fillRange(ctx context.Context, r ondemand.Range, follow bool) error {
+	r = r.Intersect(ondemand.Range{Len: o.Size()})
+	if o.cache.Has(r) && !o.denied.Load() {
+		return nil
+	}
+	if !o.enter() {
+		return ondemand.ErrDetached
+	}
+	defer o.leave()
+	w := &waiter{r: r, wake: make(chan struct{}, 1)}
+	o.mu.Lock()
+	o.clock++
+	w.born = o.clock
+	a := advice{head: -1}
+	if follow && !o.ordered && o.poison == nil {
+		a = o.heads.miss(widen(r, o.Size()), o.Size())
+		o.dropLocked(a.dropped)
+	}
+	done, err := o.arrangeLocked(w, a)
+	o.mu.Unlock()
+	for !done && err == nil {
+		select {
+		case <-w.wake:
+			o.mu.Lock()
+			done, err = o.arrangeLocked(w, advice{head: -1})
+			o.mu.Unlock()
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	o.mu.Lock()
+	o.forgetLocked(w)
+	o.mu.Unlock()
+	return err
+}
+
+func (o *Object) enter() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return false
+	}
+	o.fills++
+	return true
+}
+
+func (o *Object) leave() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.fills--
+	o.ended.Broadcast()
+}
+
+// close ends all work for o and waits for it.
+func (o *Object) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	o.cancel()
+	for _, s := range o.running {
+		s.wakeAllLocked()
+	}
+	for len(o.queue) > 0 {
+		s := o.queue[0]
+		s.wakeAllLocked()
+		o.endQueuedLocked(s)
+	}
+	for o.live > 0 || o.fills > 0 {
+		o.ended.Wait()
+	}
+}
+
+// wakeLocked makes w look again.
+func (w *waiter) wakeLocked() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
