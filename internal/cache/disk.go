@@ -37,6 +37,9 @@ type layout interface {
 	NextHole(off int64) (int64, error)
 	// Truncate makes the file size bytes long; what is added is a hole.
 	Truncate(size int64) error
+	// Settle makes durable what was written, and what is read afterwards is
+	// what disk has: after a failed sync the page cache may say otherwise.
+	Settle() error
 }
 
 // disk is the files below a cache root, named by paths relative to it.
@@ -163,3 +166,10 @@ func (f osFile) Stat() (fileStat, error) {
 
 func (f osFile) NextData(off int64) (int64, error) { return sys.NextData(f.raw(), off) }
 func (f osFile) NextHole(off int64) (int64, error) { return sys.NextHole(f.raw(), off) }
+
+func (f osFile) Settle() error {
+	if err := sys.Datasync(f.raw()); err != nil {
+		return err
+	}
+	return sys.Uncache(f.raw())
+}

@@ -286,6 +286,13 @@ func (o *Object) openPresence(want header) error {
 	if err != nil {
 		return fmt.Errorf("open presence: %w", err)
 	}
+	if l, ok := f.(layout); ok && !o.root.readOnly {
+		// An instance before may have died after a sync that failed: what it
+		// wrote then would be taken for durable.
+		if err := l.Settle(); err != nil {
+			return errors.Join(fmt.Errorf("open presence: %w", err), f.Close())
+		}
+	}
 	s, err := loadSaved(f, want)
 	var other errOther
 	var newer *VersionError

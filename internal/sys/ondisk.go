@@ -19,3 +19,13 @@ func Birth(raw int) (int64, error) {
 	}
 	return st.Btime.Sec*1e9 + int64(st.Btime.Nsec), nil
 }
+
+// Uncache asks the kernel to forget its clean copies of the data of the file
+// behind raw, so that later reads ask the disk (posix_fadvise(2),
+// POSIX_FADV_DONTNEED).
+func Uncache(raw int) error {
+	if err := unix.Fadvise(raw, 0, 0, unix.FADV_DONTNEED); err != nil {
+		return fmt.Errorf("drop cached data: %w", err)
+	}
+	return nil
+}
