@@ -2,6 +2,7 @@ package httprange_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -35,18 +36,74 @@ func TestSuite(t *testing.T) {
 	})
 }
 
-func TestReopenedSuite(t *testing.T) {
-	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
-		s := sourcetest.NewServer(t, data)
-		b, err := httprange.Reopen(s.URL(), source.Identity{Size: int64(len(data)), Validator: `"v1"`}, httprange.Options{})
+func TestReopenMakesNoRequest(t *testing.T) {
+	data := sourcetest.Bytes(10000)
+	s := sourcetest.NewServer(t, data)
+	for id, want := range map[source.Identity]error{
+		{Size: 10000, Validator: `"v1"`}:                                         nil,
+		{Size: 10000, Validator: `"v0"`}:                                         source.ErrChanged,
+		{Size: 10000, Validator: `W/"v1"`}:                                       nil,
+		{Size: 10000, Validator: `W/"v0"`}:                                       source.ErrChanged,
+		{Size: 10000, Validator: "last-modified: Fri, 02 Jan 2026 03:04:05 GMT"}: nil,
+		{Size: 10000, Validator: "last-modified: Fri, 02 Jan 2026 03:04:06 GMT"}: source.ErrChanged,
+		{Size: 10000}: nil,
+		{Size: 9999}:  source.ErrChanged,
+		{Size: 20000}: source.ErrChanged,
+	} {
+		before := len(s.Log())
+		b, err := httprange.Reopen(s.URL(), id, httprange.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(s.Log()); n != 0 {
-			t.Fatalf("reopening made %d requests", n)
+		if b.Size() != id.Size || source.IdentityOf(b) != id || len(s.Log()) != before {
+			t.Fatalf("%+v: size %d, %d requests", id, b.Size(), len(s.Log())-before)
 		}
-		return b
-	})
+		for _, off := range []int64{0, 5000, id.Size - 1} {
+			if got, err := sourcetest.Read(t.Context(), b, off, 1); !errors.Is(err, want) || err == nil && got[0] != data[off] {
+				t.Errorf("%+v at %d: %v, want %v", id, off, err, want)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestReopenedSequential(t *testing.T) {
+	data := sourcetest.Bytes(10000)
+	s := sourcetest.NewServer(t, data)
+	s.Always(sourcetest.Whole)
+	b, err := httprange.Reopen(s.URL(), source.Identity{Size: 10000, Validator: `"v1"`}, httprange.Options{Sequential: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !source.IsSequential(b) {
+		t.Fatal("not sequential")
+	}
+	sourcetest.MustRead(t, b, data, 0, 10000)
+	if h := s.Log()[0].Header; h.Get("Range") != "" {
+		t.Errorf("asked for a range: %v", h)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A server that answers every If-Range with the whole file is asked without.
+func TestIfRangeThatIsNotUnderstood(t *testing.T) {
+	data := sourcetest.Bytes(10000)
+	s := sourcetest.NewServer(t, data)
+	b := mustOpen(t, s.URL(), httprange.Options{})
+	s.Next(sourcetest.Whole)
+	sourcetest.MustRead(t, b, data, 500, 100)
+	sourcetest.MustRead(t, b, data, 600, 100)
+	var sent []string
+	for _, r := range s.Log() {
+		sent = append(sent, r.Header.Get("If-Range"))
+	}
+	if got := strings.Join(sent, ","); got != `,"v1",,` {
+		t.Fatalf("If-Range of the requests: %s", got)
+	}
 }
 
 func TestHTTP2Suite(t *testing.T) {
@@ -126,12 +183,28 @@ func TestOneConnectionIsKept(t *testing.T) {
 }
 
 func TestConnectionsAreBounded(t *testing.T) {
-	data := sourcetest.Bytes(1 << 20)
+	data := sourcetest.Bytes(16 << 20)
 	s := sourcetest.NewServer(t, data)
-	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
-		s.SetContent(data, `"v"`)
-		return mustOpen(t, s.URL(), httprange.Options{ConnsPerHost: 4})
-	})
+	b := mustOpen(t, s.URL(), httprange.Options{ConnsPerHost: 3})
+	var held []io.Closer
+	for range 3 {
+		r, err := b.ReadRange(t.Context(), 0, 16<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, r)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.ReadRange(ctx, 0, 1); !errors.Is(err, context.DeadlineExceeded) || source.Temporary(err) {
+		t.Errorf("a fourth connection: %v", err)
+	}
+	for _, c := range held {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	sourcetest.MustRead(t, b, data, 77, 100)
 }
 
 func TestRedirectTargetIsRemembered(t *testing.T) {
@@ -279,6 +352,39 @@ func TestUnreachable(t *testing.T) {
 		}
 		if source.Temporary(err) != temporary {
 			t.Errorf("%s: temporary %v: %v", url, source.Temporary(err), err)
+		}
+	}
+}
+
+func TestTLSThatIsNotTrusted(t *testing.T) {
+	s := sourcetest.NewTLSServer(t, sourcetest.Bytes(10))
+	_, err := httprange.Open(t.Context(), s.URL(), httprange.Options{})
+	if !errors.Is(err, source.ErrUnreachable) || source.Temporary(err) {
+		t.Errorf("unknown certificate: %v", err)
+	}
+	plain := httptest.NewTLSServer(http.RedirectHandler("http://127.0.0.1:1/?secret", http.StatusFound))
+	t.Cleanup(plain.Close)
+	_, err = httprange.Open(t.Context(), plain.URL, httprange.Options{TLS: s.ClientTLS()})
+	if !errors.Is(err, source.ErrNotBytes) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("redirect from https to http: %v", err)
+	}
+}
+
+func TestSharedTransport(t *testing.T) {
+	data := sourcetest.Bytes(1000)
+	s := sourcetest.NewServer(t, data)
+	transport := httprange.NewTransport(httprange.Options{})
+	t.Cleanup(transport.CloseIdleConnections)
+	for range 3 {
+		b := mustOpen(t, s.URL(), httprange.Options{Transport: transport})
+		sourcetest.MustRead(t, b, data, 10, 100)
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range s.Log() {
+		if r.Conn != s.Log()[0].Conn {
+			t.Fatal("blobs do not share their connections")
 		}
 	}
 }
