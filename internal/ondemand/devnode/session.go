@@ -162,13 +162,14 @@ func (s *Server) hangUp(c *session, keep bool) {
 }
 
 // drain makes the reading end as soon as the commands that were sent already
-// are obeyed: the daemon's last done counts.
-func (s *Server) drain(c *session) {
+// are obeyed: the daemon's last done counts. After hangUp it does nothing, and
+// why, if any, is hangUp's deadline.
+func (s *Server) drain(c *session, why error) {
 	s.mu.Lock()
 	closing := c.closing
 	s.mu.Unlock()
 	if !closing {
-		s.report(c.conn.CloseRead())
+		s.report(why, c.conn.CloseRead())
 	}
 }
 
@@ -214,7 +215,7 @@ func (s *Server) watch(c *session) {
 	ended, stopped, err := sys.Poll(c.process, c.stop)
 	s.report(err)
 	if ended || err != nil && !stopped {
-		s.drain(c)
+		s.drain(c, nil)
 	}
 }
 
@@ -244,8 +245,7 @@ func (s *Server) send(c *session) {
 			err = c.sendRecord(req)
 		}
 		if err != nil {
-			s.report(err)
-			s.drain(c)
+			s.drain(c, err)
 			return
 		}
 	}

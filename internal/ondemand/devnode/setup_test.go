@@ -1,6 +1,7 @@
 package devnode
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -258,13 +259,16 @@ func result(t *testing.T, fill <-chan error) error {
 // same compares [off, off+n) of the served file with what it should be.
 func (b *bound) same(t *testing.T, leaf string, off, n int64) {
 	t.Helper()
-	want, err := os.ReadFile(filepath.Join(b.source, leaf))
+	source, err := os.Open(filepath.Join(b.source, leaf))
 	check(t, err)
-	got := make([]byte, n)
+	defer source.Close()
+	want, got := make([]byte, n), make([]byte, n)
+	_, err = source.ReadAt(want, off)
+	check(t, err)
 	_, err = b.object(t, leaf).File().ReadAt(got, off)
 	check(t, err)
-	if string(got) != string(want[off:off+n]) {
-		t.Fatalf("%s [%d,+%d): wrong bytes", leaf, off, n)
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s [%d,+%d): wrong bytes", leaf, off, n)
 	}
 }
 
