@@ -116,6 +116,7 @@ const (
 	Refused         = "message refused"
 	SocketFailed    = "notify socket failed"
 	Status          = "status"
+	Upgraded        = "keeper upgraded"
 	HandedOver      = "worker has handed over"
 	Killed          = "worker killed because it did not leave in time"
 	UpgradeRefused  = "upgrade refused"

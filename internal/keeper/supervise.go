@@ -80,6 +80,7 @@ func (s *supervisor) close() error {
 
 func (s *supervisor) run(ctx context.Context) (int, error) {
 	if s.handOver {
+		s.opt.OnEvent(Event{What: Upgraded})
 		if end := s.replaceWorker(ctx); end != nil {
 			return s.finish(*end)
 		}
@@ -99,6 +100,9 @@ func (s *supervisor) run(ctx context.Context) (int, error) {
 // long the worker lived, or that the keeper has to end.
 func (s *supervisor) attend(ctx context.Context) (time.Duration, *ending) {
 	if s.worker == nil {
+		if ctx.Err() != nil {
+			return 0, &ending{}
+		}
 		if err := s.start(); err != nil {
 			s.opt.OnEvent(Event{What: StartFailed, Err: err})
 			if !s.inbox.everReady() {
@@ -173,8 +177,9 @@ func (s *supervisor) stop() *ending {
 	case killed:
 		err := fmt.Errorf("worker %d did not stop within %v and was killed", w.pid, s.opt.StopTimeout)
 		return &ending{status: 1, err: err}
-	case !w.known:
-		return &ending{} // it went when it was asked to; more is not known
+	case !w.known, w.status.Signaled() && w.status.Signal() == syscall.SIGTERM:
+		// It went when it was asked to, maybe before it listened.
+		return &ending{}
 	case status != 0:
 		return &ending{status: status, err: fmt.Errorf("worker %d stopped with status %d", w.pid, status)}
 	}

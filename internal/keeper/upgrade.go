@@ -111,6 +111,22 @@ func (s *supervisor) stateLocked() state {
 	return st
 }
 
+// stopRequested is an error when a signal other than SIGHUP waits, which stays
+// there. A SIGHUP is taken out: the upgrade that it asks for is this one.
+func (s *supervisor) stopRequested() error {
+	for {
+		select {
+		case sig := <-s.signals:
+			if sig != syscall.SIGHUP {
+				s.requeue(sig)
+				return fmt.Errorf("a stop was requested first: %v", sig)
+			}
+		default:
+			return nil
+		}
+	}
+}
+
 func (s *supervisor) execWith(numbers []int, memfd int) error {
 	// Nobody else may fork while these descriptors can be inherited.
 	syscall.ForkLock.RLock()
@@ -128,6 +144,10 @@ func (s *supervisor) execWith(numbers []int, memfd int) error {
 	restore, err := sys.BlockSignals(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	if err != nil {
 		return err
+	}
+	// What came while the program was tried is in the channel, and would be lost.
+	if err := s.stopRequested(); err != nil {
+		return errors.Join(err, restore())
 	}
 	o := &s.opt
 	argv := append([]string{o.Path}, o.KeeperArgs...)
