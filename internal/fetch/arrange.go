@@ -28,15 +28,19 @@ func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 		return false, w.err
 	case o.poison != nil:
 		return false, o.poison
-	case w.tries == maxTries:
-		return false, ondemand.ErrNotFilled
-	case o.ordered:
-		o.joinOrderedLocked(w)
-		return false, nil
 	}
-	rest := o.joinLocked(w, need)
+	var rest []ondemand.Range
+	if !o.ordered {
+		rest = o.joinLocked(w, need)
+	} else if o.single != nil {
+		o.waitLocked(w, o.single)
+	} else {
+		rest = []ondemand.Range{{Len: o.Size()}}
+	}
 	if len(rest) > 0 {
-		w.tries++
+		if w.tries++; w.tries > maxTries {
+			return false, ondemand.ErrNotFilled
+		}
 	}
 	parts := o.aheadPartsLocked(a)
 	if n := len(rest); n > 0 && len(parts) > 0 && parts[0].Off-rest[n-1].End() <= joinGap {
@@ -47,6 +51,10 @@ func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 	for _, r := range rest {
 		s := o.newStreamLocked(r)
 		s.demand = r
+		if o.ordered {
+			s.ahead = always
+			o.single = s
+		}
 		o.waitLocked(w, s)
 		o.enqueueLocked(s)
 	}
@@ -76,20 +84,6 @@ func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
 		rest = subtract(rest, s.rest())
 	}
 	return slices.DeleteFunc(rest, func(r ondemand.Range) bool { return firstIn(need, r) < 0 })
-}
-
-// joinOrderedLocked makes w wait for the one stream of an ordered blob.
-func (o *Object) joinOrderedLocked(w *waiter) {
-	if o.single == nil {
-		w.tries++
-		s := o.newStreamLocked(ondemand.Range{Len: o.Size()})
-		s.demand, s.ahead = s.rest(), always
-		o.single = s
-		o.waitLocked(w, s)
-		o.enqueueLocked(s)
-		return
-	}
-	o.waitLocked(w, o.single)
 }
 
 // aheadPartsLocked is what a asks for and nobody brings yet.

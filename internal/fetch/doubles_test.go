@@ -32,6 +32,8 @@ type kept struct {
 	*ondemand.Presence
 	sum    string // expected digest
 	onFill func(r ondemand.Range) error
+	// forgetful: what is filled is missing again at once
+	forgetful bool
 
 	mu        sync.Mutex
 	data      []byte
@@ -64,7 +66,9 @@ func (k *kept) Fill(p []byte, off int64) error {
 	k.fills++
 	k.rewritten = append(k.rewritten, k.Presence.Present(r)...)
 	copy(k.data[off:], p)
-	k.Set(r)
+	if !k.forgetful {
+		k.Set(r)
+	}
 	return nil
 }
 
@@ -109,13 +113,27 @@ func (k *kept) check(t *testing.T) {
 	}
 }
 
-const patternSeed = mem.PatternAt(3)
+// tile is what the pattern repeats. Its length is prime, so that no two blocks
+// of a test's object are alike, and copying it is all that the pattern costs.
+var tile = func() []byte {
+	p := make([]byte, 1048573)
+	if _, err := mem.PatternAt(3).ReadAt(p, 0); err != nil {
+		panic(err)
+	}
+	return p
+}()
+
+// readPattern fills p with the pattern from off.
+func readPattern(p []byte, off int64) {
+	for len(p) > 0 {
+		n := copy(p, tile[off%int64(len(tile)):])
+		p, off = p[n:], off+int64(n)
+	}
+}
 
 func pattern(off, n int64) []byte {
 	p := make([]byte, n)
-	if _, err := patternSeed.ReadAt(p, off); err != nil {
-		panic(err)
-	}
+	readPattern(p, off)
 	return p
 }
 
@@ -188,7 +206,7 @@ func (c *call) Read(p []byte) (int, error) {
 	if !c.free {
 		n = min(n, c.left)
 	}
-	copy(p, pattern(c.off, n))
+	readPattern(p[:n], c.off)
 	c.off += n
 	c.left -= n
 	return int(n), nil
