@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon"
+	"github.com/lacunafs/lacuna/internal/keeper"
+)
+
+// daemonCmd runs an instance that serves what others ask for.
+type daemonCmd struct {
+	Keeper string `enum:"own,systemd" default:"own" help:"Who holds the kernel's descriptors while the worker restarts: 'own' starts a small process for it, 'systemd' uses the service manager's descriptor store (for the unit file)."`
+}
+
+// Help is the long help.
+func (daemonCmd) Help() string {
+	return `Runs the daemon, which attach, detach, bind, hydrate and status talk to over the
+control socket. It runs until SIGTERM or SIGINT, then takes everything down that
+it served. SIGHUP to it upgrades to the program that is now on disk; readers
+notice a delay at most. If its worker dies it is restarted, and readers that
+sleep get their data from the next one.
+
+EXIT STATUS
+  0 stopped  1 error  2 usage  3 not supported here  6 cache in use`
+}
+
+// Run is the verb.
+func (c *daemonCmd) Run(a *app) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	s := daemon.Settings{Config: cfg, Version: version}
+	if c.Keeper == "systemd" {
+		s.Systemd = true
+		return a.work(s)
+	}
+	return a.keep(s, daemon.KeepOptions{Env: a.environ})
+}
+
+// keep runs a keeper.
+func (a *app) keep(s daemon.Settings, o daemon.KeepOptions) error {
+	log := a.logger(s.Config, s.Foreground)
+	status, err := daemon.RunKeeper(context.Background(), s, o, log)
+	if status != 0 {
+		// The worker has told why.
+		log.Debug("ended", "status", status, "err", err)
+		return errSilent(status)
+	}
+	return err
+}
+
+// foreground runs an instance of the command's own.
+func (a *app) foreground(s daemon.Settings) error {
+	s.Foreground, s.Version = true, version
+	return a.keep(s, daemon.KeepOptions{Env: a.environ, Ready: a.stdout})
+}
+
+// workerCmd is how a keeper starts its worker.
+type workerCmd struct{}
+
+// Run is the verb.
+func (*workerCmd) Run(a *app) error {
+	s, err := a.settings()
+	if err != nil {
+		return err
+	}
+	return a.work(s)
+}
+
+func (a *app) settings() (daemon.Settings, error) {
+	value, ok := a.env(daemon.EnvSettings)
+	if !ok {
+		return daemon.Settings{}, &control.Error{
+			Message: "this is how lacuna starts its own processes",
+			Hint:    "use `lacuna daemon`", Exit: control.ExitUsage,
+		}
+	}
+	return daemon.ReadSettings(value)
+}
+
+func (a *app) work(s daemon.Settings) error {
+	from := keeper.ReadEnvironment(func(name string) string {
+		value, _ := a.env(name)
+		return value
+	})
+	status, err := daemon.RunWorker(s, from, a.environ, a.logger(s.Config, s.Foreground))
+	if err != nil {
+		if told := a.fail(err); status == 1 {
+			status = told
+		}
+	}
+	if status != 0 {
+		return errSilent(status)
+	}
+	return nil
+}
+
+// keeperCmd is how a worker or a keeper starts the keeper that takes over.
+type keeperCmd struct{}
+
+// Run is the verb.
+func (*keeperCmd) Run(a *app) error {
+	state, ok := a.env(keeper.EnvState)
+	s, err := a.settings()
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return &control.Error{Message: "this is how lacuna starts its own processes", Hint: "use `lacuna daemon`", Exit: control.ExitUsage}
+	}
+	return a.keep(s, daemon.KeepOptions{Env: a.environ, State: state})
+}
+
+// versionCmd prints the version.
+type versionCmd struct{}
+
+// Run is the verb.
+func (*versionCmd) Run(a *app) error { return a.print("lacuna %s\n", version) }

@@ -1,0 +1,159 @@
+// Command lacuna makes remote data readable before it has been downloaded.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/lacunafs/lacuna/internal/config"
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon"
+)
+
+// version is set by the build.
+var version = "devel"
+
+// What the interface keeps to: data goes to standard output, and with --json
+// nothing else does; errors go to standard error as "lacuna: ..." with the
+// operation and its object, followed by "hint: ..." that names the next step;
+// progress is shown on a terminal only; the exit statuses are control.Exit's.
+
+// cli is the command line.
+type cli struct {
+	Root      string `placeholder:"DIR" help:"Cache directory [LACUNA_ROOT]. Default: /var/lib/lacuna for root, else lacuna in the user's cache directory."`
+	Socket    string `placeholder:"PATH" help:"Control socket [LACUNA_SOCKET]. Default: /run/lacuna/lacuna.sock, or lacuna.sock in another --root."`
+	Config    string `placeholder:"FILE" help:"Configuration file [LACUNA_CONFIG]. Default: /etc/lacuna/config.toml."`
+	LogFormat string `placeholder:"text|json" help:"Format of the log on standard error [LACUNA_LOG_FORMAT]."`
+	Verbose   bool   `short:"v" help:"Log more [LACUNA_VERBOSE]."`
+
+	Attach   attachCmd   `cmd:"" help:"Make a file behind a URL appear on this disk at once."`
+	Detach   detachCmd   `cmd:"" help:"Take an attached file or a bound directory away again."`
+	Bind     bindCmd     `cmd:"" help:"Serve a directory of hollow files to a daemon of your own."`
+	Hydrate  hydrateCmd  `cmd:"" help:"Fetch everything of an attached file."`
+	Status   statusCmd   `cmd:"" help:"Show what is served and how it goes."`
+	Inspect  inspectCmd  `cmd:"" help:"Show an object of the cache."`
+	Check    checkCmd    `cmd:"" help:"Prove what the cache says of its objects."`
+	Features featuresCmd `cmd:"" help:"Show what this kernel can do."`
+	Daemon   daemonCmd   `cmd:"" help:"Run the daemon."`
+	Demo     demoCmd     `cmd:"" help:"Show the main job against a server on this machine."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
+
+	Worker workerCmd `cmd:"" hidden:""`
+	Keeper keeperCmd `cmd:"" hidden:""`
+}
+
+// app is what a verb has to work with.
+type app struct {
+	cli            *cli
+	stdout, stderr io.Writer
+	env            func(string) (string, bool)
+	environ        []string
+}
+
+func main() {
+	os.Exit(run(os.Args[1:], &app{
+		stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, environ: os.Environ(),
+	}))
+}
+
+// exitStatus is how kong ends a command that has only printed its help.
+type exitStatus int
+
+// run is the whole program; it returns the exit status.
+func run(args []string, a *app) (status int) {
+	defer func() {
+		if p := recover(); p != nil {
+			code, ok := p.(exitStatus)
+			if !ok {
+				panic(p)
+			}
+			status = int(code)
+		}
+	}()
+	var c cli
+	a.cli = &c
+	parser, err := kong.New(&c,
+		kong.Name("lacuna"),
+		kong.Description("Lacuna makes remote data readable before it has been downloaded."),
+		kong.Writers(a.stdout, a.stderr),
+		kong.Exit(func(code int) { panic(exitStatus(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+	)
+	if err != nil {
+		return a.fail(fmt.Errorf("lacuna: internal error: %w", err))
+	}
+	ctx, err := parser.Parse(args)
+	if err != nil {
+		var parse *kong.ParseError
+		hint := "lacuna --help"
+		if errors.As(err, &parse) && parse.Context != nil && parse.Context.Command() != "" {
+			hint = "lacuna " + strings.Fields(parse.Context.Command())[0] + " --help"
+		}
+		return a.fail(&control.Error{Message: err.Error(), Hint: "see `" + hint + "`", Exit: control.ExitUsage})
+	}
+	if err := ctx.Run(a); err != nil {
+		return a.fail(err)
+	}
+	return int(control.ExitOK)
+}
+
+// errSilent ends a command with a status when the error has been told already.
+type errSilent int
+
+// Error is for the log only.
+func (e errSilent) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// fail tells err and returns the exit status.
+func (a *app) fail(err error) int {
+	var silent errSilent
+	if errors.As(err, &silent) {
+		return int(silent)
+	}
+	told := daemon.Explain(err)
+	fmt.Fprintf(a.stderr, "lacuna: %s\n", told.Message)
+	if told.Hint != "" {
+		fmt.Fprintf(a.stderr, "hint: %s\n", told.Hint)
+	}
+	return int(told.Exit)
+}
+
+// config puts the settings together.
+func (a *app) config() (config.Config, error) {
+	var p config.Partial
+	for _, f := range []struct {
+		value string
+		into  **string
+	}{
+		{a.cli.Root, &p.Root}, {a.cli.Socket, &p.Socket}, {a.cli.Config, &p.File}, {a.cli.LogFormat, &p.LogFormat},
+	} {
+		if f.value != "" {
+			*f.into = &f.value
+		}
+	}
+	if a.cli.Verbose {
+		p.Verbose = &a.cli.Verbose
+	}
+	return config.Load(p, a.env, os.Geteuid())
+}
+
+// logger logs to standard error; a foreground command tells only what went wrong.
+func (a *app) logger(c config.Config, foreground bool) *slog.Logger {
+	level := slog.LevelInfo
+	if foreground {
+		level = slog.LevelWarn
+	}
+	if c.Verbose {
+		level = slog.LevelDebug
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(a.stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, options))
+}

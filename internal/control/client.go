@@ -1,0 +1,194 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// maxSocketPath is the longest path that a unix socket's address holds
+// (sun_path of struct sockaddr_un, less its final zero).
+const maxSocketPath = 107
+
+// Client talks to the instance behind a control socket.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// Dial returns a client of the instance at socket, or ErrNotRunning, wrapped.
+func Dial(ctx context.Context, socket string) (*Client, error) {
+	c := &Client{socket: socket}
+	c.http = &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, socket) },
+	}}
+	conn, err := dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	return c, conn.Close()
+}
+
+func dial(ctx context.Context, socket string) (net.Conn, error) {
+	path, done, err := shorten(socket)
+	if err != nil {
+		return nil, notRunning(socket, err)
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err := errors.Join(err, done()); err != nil {
+		return nil, notRunning(socket, err)
+	}
+	return conn, nil
+}
+
+func notRunning(socket string, err error) error {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("connect to %s: %w", socket, ErrNotRunning)
+	}
+	return fmt.Errorf("connect to %s: %w", socket, err)
+}
+
+// shorten returns a path to the socket that fits into an address: where it is
+// too long, through a descriptor of its directory. done frees that.
+func shorten(socket string) (path string, done func() error, err error) {
+	if len(socket) <= maxSocketPath {
+		return socket, func() error { return nil }, nil
+	}
+	dir, err := os.Open(filepath.Dir(socket))
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(socket)), dir.Close, nil
+}
+
+// Listen makes the control socket, readable and writable by its owner only. A
+// socket that a dead instance left is replaced; one that answers is an error.
+func Listen(socket string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		return nil, fmt.Errorf("make the control socket's directory: %w", err)
+	}
+	path, done, err := shorten(socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", socket, err)
+	}
+	l, err := listen(socket, path)
+	if err := errors.Join(err, done()); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", socket, err)
+	}
+	return l, nil
+}
+
+func listen(socket, path string) (*net.UnixListener, error) {
+	conn, err := dial(context.Background(), socket)
+	if err == nil {
+		return nil, errors.Join(fmt.Errorf("another instance answers there: %w", syscall.EADDRINUSE), conn.Close())
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	// The path may be one that ends with its directory's descriptor.
+	l.SetUnlinkOnClose(false)
+	if err := os.Chmod(socket, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Close frees the client's connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// post sends q and leaves the reply open.
+func (c *Client) post(ctx context.Context, verb string, q any) (*http.Response, error) {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("encode the request: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://lacuna/v1/"+verb, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask the daemon at %s: %w", c.socket, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	var e Error
+	err = json.NewDecoder(resp.Body).Decode(&e)
+	if err := errors.Join(err, resp.Body.Close()); err != nil || e.Message == "" {
+		return nil, fmt.Errorf("ask the daemon at %s: status %d (%w)", c.socket, resp.StatusCode, err)
+	}
+	return nil, &e
+}
+
+func call[R any](ctx context.Context, c *Client, verb string, q any) (reply R, err error) {
+	resp, err := c.post(ctx, verb, q)
+	if err != nil {
+		return reply, err
+	}
+	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	if err := json.NewDecoder(resp.Body).Decode(&reply); err != nil {
+		return reply, fmt.Errorf("read the daemon's reply: %w", err)
+	}
+	return reply, nil
+}
+
+// Attach makes a source appear as a file.
+func (c *Client) Attach(ctx context.Context, q AttachRequest) (AttachReply, error) {
+	return call[AttachReply](ctx, c, "attach", q)
+}
+
+// Detach undoes an attach or a bind.
+func (c *Client) Detach(ctx context.Context, q DetachRequest) error {
+	_, err := call[struct{}](ctx, c, "detach", q)
+	return err
+}
+
+// Bind serves a directory.
+func (c *Client) Bind(ctx context.Context, q BindRequest) (BindReply, error) {
+	return call[BindReply](ctx, c, "bind", q)
+}
+
+// Status asks for the instance's state.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return call[Status](ctx, c, "status", struct{}{})
+}
+
+// Hydrate fetches all data of a file, calling progress from time to time.
+func (c *Client) Hydrate(ctx context.Context, q HydrateRequest, progress func(Progress)) (err error) {
+	resp, err := c.post(ctx, "hydrate", q)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, resp.Body.Close()) }()
+	for dec := json.NewDecoder(resp.Body); ; {
+		var line hydrateLine
+		if err := dec.Decode(&line); errors.Is(err, io.EOF) {
+			return errors.New("the daemon went away while it was fetching")
+		} else if err != nil {
+			return fmt.Errorf("read the daemon's reply: %w", err)
+		}
+		switch {
+		case line.Error != nil:
+			return line.Error
+		case line.Done:
+			return nil
+		case line.Progress != nil:
+			progress(*line.Progress)
+		}
+	}
+}

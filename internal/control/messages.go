@@ -1,0 +1,166 @@
+// Package control is the control socket between the command line and a running
+// instance: messages, client and server. The messages travel as JSON over HTTP
+// on a unix socket that only its owner may open.
+package control
+
+import (
+	"errors"
+	"time"
+)
+
+// Exit is a status that a lacuna command ends with.
+type Exit int
+
+// The exit statuses.
+const (
+	ExitOK           Exit = 0
+	ExitError        Exit = 1
+	ExitUsage        Exit = 2
+	ExitNotSupported Exit = 3 // by this kernel, this filesystem or this user's rights
+	ExitCorrupt      Exit = 4
+	ExitUnreachable  Exit = 5 // the source cannot be reached or does not give the data
+	ExitInUse        Exit = 6
+)
+
+// Error is an error as a person sees it.
+type Error struct {
+	// Message says what was being done to what, and what went wrong.
+	Message string `json:"message"`
+	// Hint says what to do next; empty where nothing is known.
+	Hint string `json:"hint,omitempty"`
+	// Exit is the status that the command ends with.
+	Exit Exit `json:"exit"`
+}
+
+// Error is the message.
+func (e *Error) Error() string { return e.Message }
+
+// ErrNotRunning: nobody listens on the control socket.
+var ErrNotRunning = errors.New("no lacuna daemon listens")
+
+// AttachRequest asks for a source to appear as a file.
+type AttachRequest struct {
+	// Source is an http or https URL, or the absolute path of a local file.
+	Source string `json:"source"`
+	// File is the absolute path where it appears: absent, or an empty file.
+	File string `json:"file"`
+	// SHA256 in hexadecimal that the whole must have, or empty.
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// AttachReply tells what was attached.
+type AttachReply struct {
+	Object string `json:"object"`
+	Size   int64  `json:"size"`
+	// Notes are what the user should know of the source, a sentence each.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// DetachRequest undoes an attach or a bind.
+type DetachRequest struct {
+	// Path is the attached file or the bound directory, absolute.
+	Path string `json:"path"`
+	// Hydrate leaves the whole data at Path as an ordinary file.
+	Hydrate bool `json:"hydrate,omitempty"`
+}
+
+// BindRequest asks for a directory of hollow files to be served.
+type BindRequest struct {
+	// Dir holds the files, Devnode is the socket to make; both absolute.
+	Dir     string `json:"dir"`
+	Devnode string `json:"devnode"`
+}
+
+// BindReply tells what was bound.
+type BindReply struct {
+	Files int      `json:"files"`
+	Notes []string `json:"notes,omitempty"`
+}
+
+// HydrateRequest asks for all data of an attached file.
+type HydrateRequest struct {
+	File string `json:"file"`
+}
+
+// Progress of a hydrate, in bytes.
+type Progress struct {
+	Present int64 `json:"present"`
+	Total   int64 `json:"total"`
+}
+
+// Status is the state of an instance.
+type Status struct {
+	Version   string    `json:"version"`
+	Root      string    `json:"root"`
+	KeeperPID int       `json:"keeper_pid"`
+	WorkerPID int       `json:"worker_pid"`
+	Started   time.Time `json:"started"` // of this worker
+	// Foreground: the instance ends with the command that started it.
+	Foreground bool        `json:"foreground,omitempty"`
+	Requests   Requests    `json:"requests"`
+	Attached   []Attached  `json:"attached"`
+	Bound      []Bound     `json:"bound"`
+	Unguarded  []Unguarded `json:"unguarded,omitempty"`
+	// Errors are the last ones that no reader could be told of.
+	Errors []string `json:"errors,omitempty"`
+}
+
+// Requests counts misses since the worker started.
+type Requests struct {
+	Pending   uint64 `json:"pending"`
+	Filled    uint64 `json:"filled"`
+	Failed    uint64 `json:"failed"`
+	Expired   uint64 `json:"expired"`
+	Flushed   uint64 `json:"flushed"`
+	Coalesced uint64 `json:"coalesced"`
+	// Latency of misses, nanoseconds.
+	P50 time.Duration `json:"miss_latency_p50_ns"`
+	P99 time.Duration `json:"miss_latency_p99_ns"`
+}
+
+// Attached is one attached file.
+type Attached struct {
+	File   string `json:"file"`
+	Object string `json:"object"`
+	// Source with its secrets hidden.
+	Source string `json:"source"`
+	// Ranges is false where the source can be read only in order.
+	Ranges   bool  `json:"ranges"`
+	Size     int64 `json:"size"`
+	Present  int64 `json:"present"`
+	Complete bool  `json:"complete"`
+	// Verified is "yes", "pending" (a digest is known and checked once
+	// complete) or "unverifiable" (no digest is known).
+	Verified string `json:"verified"`
+	Hits     uint64 `json:"hits"`
+	Misses   uint64 `json:"misses"`
+	// Requests made to the source, and bytes fetched from it.
+	Requests uint64 `json:"requests"`
+	Fetched  int64  `json:"fetched"`
+	// Error says why no more is fetched, if that is so.
+	Error string `json:"error,omitempty"`
+}
+
+// Bound is one bound directory.
+type Bound struct {
+	Dir     string `json:"dir"`
+	Devnode string `json:"devnode"`
+	Files   int    `json:"files"`
+	Size    int64  `json:"size"`
+	Present int64  `json:"present"`
+	Hits    uint64 `json:"hits"`
+	Misses  uint64 `json:"misses"`
+	// DaemonPID is the connected daemon, 0 if none is.
+	DaemonPID int    `json:"daemon_pid"`
+	Pending   uint64 `json:"pending"`
+}
+
+// Unguarded is a time in which attached files could be read and nobody stopped
+// reads of holes: readers may have seen zeros.
+type Unguarded struct {
+	From  time.Time `json:"from"`
+	To    time.Time `json:"to"`
+	Files []string  `json:"files"`
+	// Users are processes that had one of the files open at its end.
+	Users []string `json:"users,omitempty"`
+}

@@ -1,0 +1,261 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/mount"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
+)
+
+// refuse is an error of the command line's user.
+func refuse(exit control.Exit, hint, format string, args ...any) error {
+	return &control.Error{Message: fmt.Sprintf(format, args...), Hint: hint, Exit: exit}
+}
+
+// errStopping answers commands that come while the instance stops.
+func errStopping() error {
+	return refuse(control.ExitError, "", "the instance is stopping")
+}
+
+var hexDigest = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// Attach makes a source appear as a file: at its return reads of the file are
+// filled. When it fails nothing is left behind.
+func (i *Instance) Attach(ctx context.Context, q control.AttachRequest) (control.AttachReply, error) {
+	var reply control.AttachReply
+	q.SHA256 = strings.TrimPrefix(strings.ToLower(q.SHA256), "sha256:")
+	if q.SHA256 != "" && !hexDigest.MatchString(q.SHA256) {
+		return reply, refuse(control.ExitUsage, "sha256sum prints one", "attach %s: %q is not a SHA-256 digest of 64 hexadecimal digits", q.File, q.SHA256)
+	}
+	path, err := i.claim(q.File)
+	if err != nil {
+		return reply, err
+	}
+	rec := record{Kind: kindAttach, Path: path}
+	where, blob, err := i.sources.open(ctx, q.Source)
+	if err != nil {
+		i.unclaim(path)
+		return reply, err
+	}
+	reply.Size = where.Identity.Size
+	if rec.Placeholder, err = needsPlaceholder(path); err != nil {
+		i.unclaim(path)
+		return reply, errors.Join(err, blob.Close())
+	}
+	id, err := where.id(q.SHA256)
+	if err != nil {
+		i.unclaim(path)
+		return reply, errors.Join(err, blob.Close())
+	}
+	rec.Object, rec.Forget = string(id), where.Once != "" && q.SHA256 == ""
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.stopping {
+		delete(i.files, path)
+		return reply, errors.Join(errStopping(), blob.Close())
+	}
+	if err := i.attachLocked(rec, where, blob, q.SHA256); err != nil {
+		delete(i.files, path)
+		return reply, fmt.Errorf("attach %s: %w", path, err)
+	}
+	reply.Object, reply.Notes = string(id), where.notes(q.SHA256)
+	i.log.Info("attached", "file", path, "source", where.redacted(), "size", reply.Size, "object", id.Short())
+	return reply, nil
+}
+
+// notes are what the user should know of the source.
+func (o origin) notes(sha string) (notes []string) {
+	if o.Sequential {
+		notes = append(notes, "the server does not serve ranges: the file is downloaded once, in order, and a read waits until the download gets there")
+	}
+	if o.Once != "" && sha == "" {
+		notes = append(notes, "the server sends neither ETag nor Last-Modified: the data is not kept after detach, because it could not be recognised again")
+	}
+	return notes
+}
+
+// claim checks the place and reserves it, so that two commands do not meet there.
+func (i *Instance) claim(file string) (string, error) {
+	path, err := canonical(file)
+	if err != nil {
+		return "", err
+	}
+	if rel, err := filepath.Rel(i.root.Dir(), path); err == nil && !strings.HasPrefix(rel, "..") {
+		return "", refuse(control.ExitUsage, "choose a place outside of it", "attach %s: it lies in the cache root %s", file, i.root.Dir())
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.stopping {
+		return "", errStopping()
+	}
+	if i.files[path] != nil {
+		return "", refuse(control.ExitInUse, "`lacuna detach` it first", "attach %s: it is attached already", path)
+	}
+	i.files[path] = &attachedFile{}
+	return path, nil
+}
+
+func (i *Instance) unclaim(path string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.files, path)
+}
+
+// canonical is the path with the links of its directory resolved; the file
+// itself need not exist.
+func canonical(path string) (string, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return "", refuse(control.ExitUsage, "make the directory first", "find %s: %v", path, err)
+	}
+	return filepath.Join(dir, filepath.Base(path)), nil
+}
+
+// needsPlaceholder tells whether the file is absent; what is there must be an
+// empty regular file that nothing is mounted on.
+func needsPlaceholder(path string) (bool, error) {
+	st, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("attach %s: %w", path, err)
+	}
+	mounts, err := mount.List()
+	if err != nil {
+		return false, err
+	}
+	if _, mounted := mount.At(mounts, path); mounted {
+		return false, refuse(control.ExitInUse, "another instance may have attached it: `lacuna --root DIR detach` or umount it", "attach %s: something is mounted there", path)
+	}
+	if !st.Mode().IsRegular() {
+		return false, refuse(control.ExitUsage, "choose another name", "attach %s: it is not a regular file", path)
+	}
+	if st.Size() > 0 {
+		return false, refuse(control.ExitUsage, "move it away or choose another name: only an absent or empty file is covered", "attach %s: the file is not empty", path)
+	}
+	return false, nil
+}
+
+// attachLocked does the local part. It owns blob, and undoes what it has done
+// when it fails.
+func (i *Instance) attachLocked(rec record, where origin, blob source.Blob, sha string) (err error) {
+	var undo []func() error
+	defer func() {
+		if err == nil {
+			return
+		}
+		for n := len(undo) - 1; n >= 0; n-- {
+			err = errors.Join(err, undo[n]())
+		}
+	}()
+	object, err := i.acquireLocked(ondemand.ObjectID(rec.Object), where, blob, sha)
+	if err != nil {
+		return err
+	}
+	undo = append(undo, func() error { return i.releaseLocked(object, rec.Forget) })
+	if err := i.records.put(rec); err != nil {
+		return err
+	}
+	undo = append(undo, func() error { return i.records.remove(rec.Path) })
+	if rec.Placeholder {
+		if err := makePlaceholder(rec.Path); err != nil {
+			return err
+		}
+		undo = append(undo, func() error { return os.Remove(rec.Path) })
+	}
+	if err := mount.BindFile(object.cached.DataPath(), rec.Path); err != nil {
+		return err
+	}
+	i.files[rec.Path] = &attachedFile{record: rec, object: object}
+	return nil
+}
+
+func makePlaceholder(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o444)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// acquireLocked finds or makes the object and has it served. It owns blob.
+func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source.Blob, sha string) (*servedObject, error) {
+	if o := i.objects[id]; o != nil {
+		o.files++
+		return o, blob.Close() // the object has one of its own
+	}
+	raw, err := json.Marshal(where)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("describe the source: %w", err), blob.Close())
+	}
+	cached, err := i.root.Create(cache.Meta{ID: id, Size: where.Identity.Size, Source: raw, SHA256: sha})
+	if err != nil {
+		return nil, errors.Join(err, blob.Close())
+	}
+	if r := cached.Recovered(); !r.Clean() {
+		i.note(fmt.Sprintf("object %s was repaired when it was opened: %+v", id.Short(), r))
+		i.log.Warn("object was repaired", "object", id.Short(), "recovery", fmt.Sprintf("%+v", r))
+	}
+	return i.serveLocked(cached, where, blob)
+}
+
+// serveLocked has the front end stop reads of the object. It owns cached and blob.
+func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.Blob) (*servedObject, error) {
+	id := cached.ID()
+	i.hosts.Store(id, where.host())
+	served, err := i.fetcher.Add(digested{cached}, blob)
+	if err != nil {
+		i.hosts.Delete(id)
+		return nil, errors.Join(err, blob.Close(), cached.Close())
+	}
+	if err := i.front.Attach(served, cached.DataPath(), nil); err != nil {
+		i.fetcher.Remove(id)
+		i.hosts.Delete(id)
+		return nil, errors.Join(err, blob.Close(), cached.Close())
+	}
+	o := &servedObject{cached: cached, served: served, blob: blob, origin: where, files: 1}
+	i.objects[id] = o
+	return o, nil
+}
+
+// releaseLocked takes back one acquireLocked; the last one ends the serving.
+// forget: the object's data is of no use afterwards.
+func (i *Instance) releaseLocked(o *servedObject, forget bool) error {
+	if o.files--; o.files > 0 {
+		return nil
+	}
+	id := o.cached.ID()
+	delete(i.objects, id)
+	err := i.front.Detach(id)
+	i.fetcher.Remove(id)
+	i.hosts.Delete(id)
+	err = errors.Join(err, o.blob.Close(), o.cached.Close())
+	if forget {
+		err = errors.Join(err, i.root.Remove(id))
+	}
+	return err
+}
+
+// digested is a cache object as fetch verifies it.
+type digested struct{ *cache.Object }
+
+// SHA256 is the expected digest.
+func (d digested) SHA256() string { return d.Meta().SHA256 }
+
+// Verified tells whether the data has it.
+func (d digested) Verified() bool { return d.Meta().Verified }
+
+// ReadAt reads through the descriptor that raises no events.
+func (d digested) ReadAt(p []byte, off int64) (int, error) { return d.File().ReadAt(p, off) }

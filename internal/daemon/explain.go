@@ -1,0 +1,98 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/config"
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/features"
+	"github.com/lacunafs/lacuna/internal/fetch"
+	"github.com/lacunafs/lacuna/internal/source"
+)
+
+// Explain is err as a person sees it: the message, what to do next, and the
+// exit status.
+func Explain(err error) *control.Error {
+	var told *control.Error
+	if errors.As(err, &told) {
+		return told
+	}
+	hint, exit := explain(err)
+	// Joined errors stand in one line.
+	return &control.Error{Message: strings.ReplaceAll(err.Error(), "\n", "; "), Hint: hint, Exit: exit}
+}
+
+func explain(err error) (hint string, exit control.Exit) {
+	var inUse *cache.InUseError
+	var filesystem *cache.FilesystemError
+	var version *cache.VersionError
+	var privilege *features.PrivilegeError
+	var setting *config.SettingError
+	switch {
+	case errors.As(err, &inUse):
+		return fmt.Sprintf("process %d has this cache; ask it through its control socket, stop it, or choose another cache with --root DIR", inUse.PID), control.ExitInUse
+	case errors.As(err, &filesystem):
+		return filesystem.Hint(), control.ExitNotSupported
+	case errors.As(err, &version):
+		return version.Hint(), control.ExitCorrupt
+	case errors.As(err, &privilege):
+		return "run it as root: stopping other processes' reads needs " + privilege.Capability, control.ExitNotSupported
+	case errors.As(err, &setting):
+		return setting.Advice, control.ExitUsage
+	case errors.Is(err, features.ErrNotSupported):
+		return "`lacuna features` lists what this kernel can do; Linux 6.14 or newer is needed", control.ExitNotSupported
+	case errors.Is(err, cache.ErrCorrupt), errors.Is(err, fetch.ErrDigest):
+		return "`lacuna check --repair` forgets what is wrong, and it is fetched again", control.ExitCorrupt
+	case errors.Is(err, cache.ErrNoObject):
+		return "`lacuna status` lists what is attached; `lacuna check` lists all objects", control.ExitError
+	case errors.Is(err, control.ErrNotRunning):
+		return "start `lacuna daemon`, or name the instance with --root or --socket", control.ExitError
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "another instance answers on that socket; choose another with --socket", control.ExitInUse
+	}
+	if hint, exit := explainSource(err); exit != control.ExitOK {
+		return hint, exit
+	}
+	return explainErrno(err)
+}
+
+// explainSource knows the errors of sources; ExitOK: it is none.
+func explainSource(err error) (hint string, exit control.Exit) {
+	switch {
+	case errors.Is(err, source.ErrNotFound):
+		return "check the address", control.ExitUnreachable
+	case errors.Is(err, source.ErrDenied):
+		return "put user and password or a signature into the URL: https://user:password@host/path", control.ExitUnreachable
+	case errors.Is(err, source.ErrSizeUnknown):
+		return "the server must tell the length; one that serves ranges or plain files does", control.ExitUnreachable
+	case errors.Is(err, source.ErrChanged):
+		return "detach and attach it again to get the new version", control.ExitUnreachable
+	case errors.Is(err, source.ErrBusy):
+		return "try again later", control.ExitUnreachable
+	case errors.Is(err, source.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
+		return "check the host name and the network", control.ExitUnreachable
+	case errors.Is(err, source.ErrNotBytes):
+		return "the server does not answer as HTTP asks; a proxy in between may be the cause", control.ExitUnreachable
+	}
+	return "", control.ExitOK
+}
+
+func explainErrno(err error) (hint string, exit control.Exit) {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "free space on the cache's filesystem, or choose another cache with --root DIR", control.ExitError
+	case errors.Is(err, syscall.EBUSY):
+		return "close the files that are open, then try again", control.ExitInUse
+	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EPERM):
+		if os.Geteuid() != 0 {
+			return "run it as root", control.ExitNotSupported
+		}
+	}
+	return "", control.ExitError
+}

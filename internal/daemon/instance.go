@@ -1,0 +1,275 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/features"
+	"github.com/lacunafs/lacuna/internal/fetch"
+	"github.com/lacunafs/lacuna/internal/keeper"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/sys"
+)
+
+// Instance is one worker with everything that it serves.
+type Instance struct {
+	s       Settings
+	log     *slog.Logger
+	client  *keeper.Client
+	held    keeper.Held // what the keeper had for us at the start
+	started time.Time
+
+	group   *sys.FD
+	flight  *fanotify.Inflight
+	root    *cache.Root
+	records records
+	sources *opener
+	fetcher *fetch.Fetcher
+	table   *ondemand.Table
+	front   *fanotify.FrontEnd
+	fillers sync.Map // ondemand.ObjectID -> ondemand.Filler, where it is not fetcher
+	hosts   sync.Map // ondemand.ObjectID -> string
+
+	probe features.Prober
+
+	// holdMu guards pushed, and is never held with another lock wanted.
+	holdMu sync.Mutex
+	pushed map[string][]*sys.FD // by name in the keeper
+
+	mu        sync.Mutex
+	stopping  bool
+	files     map[string]*attachedFile // by path
+	objects   map[ondemand.ObjectID]*servedObject
+	bound     map[string]*boundDir // by directory
+	unguarded []control.Unguarded
+
+	errMu  sync.Mutex // guards errors; never held with another lock wanted
+	errors []string   // the last ones that no reader could be told of
+}
+
+// maxErrors is how many errors status remembers.
+const maxErrors = 20
+
+// servedObject is an object that is attached somewhere.
+type servedObject struct {
+	cached *cache.Object
+	served *fetch.Object
+	blob   source.Blob
+	origin origin
+	files  int // attached files that show it
+}
+
+// attachedFile is a place where an object appears.
+type attachedFile struct {
+	record record
+	object *servedObject // nil while it is being attached or detached
+}
+
+// Fill finds who fills the object: the source that it was fetched from, or the
+// external daemon of a bound directory. It implements ondemand.Filler.
+func (i *Instance) Fill(ctx context.Context, id ondemand.ObjectID, r ondemand.Range) error {
+	if filler, ok := i.fillers.Load(id); ok {
+		return filler.(ondemand.Filler).Fill(ctx, id, r) //nolint:errcheck,forcetypeassert // only Fillers are put in
+	}
+	return i.fetcher.Fill(ctx, id, r)
+}
+
+// report keeps an error that no reader could be told of.
+func (i *Instance) report(what string, err error) {
+	i.log.Error(what, "err", err)
+	i.note(fmt.Sprintf("%s %s: %v", time.Now().Format(time.RFC3339), what, err))
+}
+
+func (i *Instance) note(line string) {
+	i.errMu.Lock()
+	defer i.errMu.Unlock()
+	i.errors = append(i.errors, line)
+	if len(i.errors) > maxErrors {
+		i.errors = i.errors[1:]
+	}
+}
+
+// open makes the instance's parts, taking over what the keeper has held. After
+// it nothing is served yet.
+func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, i.close())
+		}
+	}()
+	// First of all: numbers of open events must not be given to anything else.
+	if legacy, err = i.takeOver(); err != nil {
+		return nil, err
+	}
+	limit, err := sys.RaiseFileLimit(descriptors)
+	if err != nil {
+		return nil, err
+	}
+	if err := i.openRoot(); err != nil {
+		return nil, err
+	}
+	fresh := i.group == nil
+	if fresh {
+		if err := i.makeGroup(ctx); err != nil {
+			return nil, err
+		}
+	}
+	c := i.s.Config
+	i.sources = newOpener(i.s, func(name string, err error, wait time.Duration) {
+		i.log.Warn("source fails, trying again", "source", name, "wait", wait, "err", err)
+	})
+	i.fetcher = fetch.New(fetch.Options{
+		Memory: int64(c.Memory), Conns: c.ConnsPerHost,
+		Group: func(id ondemand.ObjectID, _ source.Blob) string {
+			host, _ := i.hosts.Load(id)
+			return fmt.Sprint(host)
+		},
+		Present: func(id ondemand.ObjectID, r ondemand.Range) { i.table.Present(id, r) },
+		OnError: func(id ondemand.ObjectID, err error) { i.report("fetching "+id.Short(), err) },
+	})
+	i.table = ondemand.NewTable(i, ondemand.TableOptions{Deadline: time.Duration(c.Deadline)})
+	i.front, err = fanotify.New(fanotify.Options{
+		Group: i.group, Inflight: i.flight, Table: i.table,
+		Descriptors: int(limit) - min(reserved, int(limit)/2),
+		OnError:     func(err error) { i.report("answering reads", err) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return legacy, i.restore(fresh)
+}
+
+// takeOver claims the group and the in-flight table of the worker before.
+func (i *Instance) takeOver() (*fanotify.Legacy, error) {
+	groups, flights := i.held[fdGroup], i.held[fdInflight]
+	if len(groups) == 0 || len(flights) == 0 {
+		return nil, nil
+	}
+	i.group = groups[0]
+	flight, err := fanotify.OpenInflight(flights[0])
+	if err != nil {
+		return nil, err
+	}
+	i.flight = flight
+	var all []*sys.FD
+	for _, fds := range i.held {
+		all = append(all, fds...)
+	}
+	return fanotify.Occupy(i.group, i.flight, all)
+}
+
+// hold has the keeper hold fd, which is the instance's from then on.
+func (i *Instance) hold(name string, fd *sys.FD) error {
+	i.holdMu.Lock()
+	i.pushed[name] = append(i.pushed[name], fd)
+	i.holdMu.Unlock()
+	return i.client.Push(name, fd)
+}
+
+// unhold takes back hold, also of the worker before.
+func (i *Instance) unhold(name string) error {
+	err := i.client.Remove(name)
+	i.holdMu.Lock()
+	fds := append(i.pushed[name], i.held[name]...)
+	delete(i.pushed, name)
+	delete(i.held, name)
+	i.holdMu.Unlock()
+	for _, fd := range fds {
+		err = errors.Join(err, fd.Close())
+	}
+	return err
+}
+
+// openRoot opens the cache and has the keeper hold its lock.
+func (i *Instance) openRoot() error {
+	c := i.s.Config
+	if err := os.MkdirAll(c.Root, 0o700); err != nil {
+		return fmt.Errorf("make the cache root: %w", err)
+	}
+	var lock *sys.FD
+	if locks := i.held[fdLock]; len(locks) > 0 {
+		lock = locks[0]
+	}
+	root, err := cache.OpenRoot(c.Root, cache.RootOptions{
+		Lock: lock, Holder: i.client.KeeperPID(),
+		OnError: func(id ondemand.ObjectID, err error) { i.report("cache "+id.Short(), err) },
+	})
+	if err != nil {
+		return fmt.Errorf("open cache %s: %w", c.Root, err)
+	}
+	i.root = root
+	if i.records, err = openRecords(c.Root); err != nil {
+		return err
+	}
+	return i.client.Push(fdLock, root.Lock())
+}
+
+// makeGroup probes and makes a fanotify group that outlives this process.
+func (i *Instance) makeGroup(ctx context.Context) error {
+	if err := i.probe.HaveFanotifyPreContent(i.root.Dir()); err != nil {
+		return fmt.Errorf("stop reads with the fanotify front end: %w", err)
+	}
+	if err := i.probe.HaveMountAPI(); err != nil {
+		return fmt.Errorf("mount attached files: %w", err)
+	}
+	var err error
+	if i.group, err = sys.FanotifyInit(); err != nil {
+		return err
+	}
+	if i.flight, err = fanotify.NewInflight(descriptors); err != nil {
+		return err
+	}
+	if err := errors.Join(i.client.Push(fdGroup, i.group), i.client.Push(fdInflight, i.flight.FD())); err != nil {
+		return fmt.Errorf("hand the fanotify group to the keeper: %w", err)
+	}
+	// Nothing is marked before the keeper has them.
+	if err := i.client.Barrier(ctx); err != nil {
+		return fmt.Errorf("hand the fanotify group to the keeper: %w", err)
+	}
+	return nil
+}
+
+// close frees the parts, in the order in which nobody needs them any more. The
+// group closes here for this process: readers must be gone, or a keeper hold it.
+func (i *Instance) close() error {
+	var errs []error
+	if i.table != nil {
+		errs = append(errs, i.table.Close())
+	}
+	if i.fetcher != nil {
+		i.fetcher.Close()
+	}
+	if i.front != nil {
+		errs = append(errs, i.front.Close())
+	}
+	for _, o := range i.objects {
+		errs = append(errs, o.blob.Close(), o.cached.Close())
+	}
+	var closers []io.Closer
+	if i.sources != nil {
+		closers = append(closers, i.sources)
+	}
+	if i.root != nil {
+		closers = append(closers, i.root)
+	}
+	if i.flight != nil {
+		closers = append(closers, i.flight)
+	}
+	if i.group != nil {
+		closers = append(closers, i.group)
+	}
+	for _, c := range closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}

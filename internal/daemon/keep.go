@@ -1,0 +1,87 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+
+	"github.com/lacunafs/lacuna/internal/keeper"
+	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
+)
+
+// KeepOptions are what RunKeeper needs besides Settings.
+type KeepOptions struct {
+	// Env is the environment.
+	Env []string
+	// State is the value of keeper.EnvState.
+	State string
+	// Ready is written "ready\n" to when reads may begin; nil: nobody waits.
+	Ready io.Writer
+}
+
+// RunKeeper is a keeper's life: it starts a worker for s and restarts it until
+// the end, and returns the exit status for the process.
+func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger) (int, error) {
+	encoded, err := json.Marshal(s)
+	if err != nil {
+		return 1, fmt.Errorf("encode settings: %w", err)
+	}
+	return keeper.Run(ctx, keeper.Options{
+		WorkerArgs: WorkerArgs(), KeeperArgs: KeeperArgs(), State: o.State,
+		Env: append(slices.Clone(o.Env), EnvSettings+"="+string(encoded)),
+		OnReady: func() {
+			if o.Ready == nil {
+				return
+			}
+			if _, err := io.WriteString(o.Ready, "ready\n"); err != nil {
+				log.Error("telling that reads may begin", "err", err)
+			}
+		},
+		OnEvent:    func(e keeper.Event) { logEvent(log, e) },
+		Unattended: unattended,
+		LastStop:   func(keeper.Held) error { return Leftovers(s.Config.Root) },
+	})
+}
+
+// unattended denies reads while no worker runs.
+func unattended(ctx context.Context, held keeper.Held) error {
+	groups, flights := held[fdGroup], held[fdInflight]
+	if len(groups) == 0 || len(flights) == 0 {
+		<-ctx.Done() // the worker died before it had anything
+		return nil
+	}
+	fd, err := flights[0].Dup()
+	if err != nil {
+		return err
+	}
+	flight, err := fanotify.OpenInflight(fd)
+	if err != nil {
+		return errors.Join(err, fd.Close())
+	}
+	return errors.Join(fanotify.DenyAll(ctx, groups[0], flight), flight.Close())
+}
+
+func logEvent(log *slog.Logger, e keeper.Event) {
+	level := slog.LevelInfo
+	switch e.What {
+	case keeper.WorkerStarted, keeper.Status:
+		level = slog.LevelDebug
+	case keeper.StartFailed, keeper.Refused, keeper.SocketFailed, keeper.UnattendedError, keeper.LastStopError, keeper.UpgradeRefused, keeper.Killed:
+		level = slog.LevelError
+	}
+	args := []any{"pid", e.PID}
+	if e.Text != "" {
+		args = append(args, "text", e.Text)
+	}
+	if e.Wait > 0 {
+		args = append(args, "wait", e.Wait)
+	}
+	if e.Err != nil {
+		args = append(args, "err", e.Err)
+	}
+	log.Log(context.Background(), level, e.What, args...)
+}

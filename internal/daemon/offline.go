@@ -1,0 +1,76 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/config"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
+)
+
+// ObjectAt is the object that is attached at path by an instance with this
+// cache root, and false where none is.
+func ObjectAt(root, path string) (ondemand.ObjectID, bool) {
+	path, err := canonical(path)
+	if err != nil {
+		return "", false
+	}
+	rec, err := readRecord(records{filepath.Join(root, "served")}.name(path))
+	if err != nil || rec.Kind != kindAttach {
+		return "", false
+	}
+	return ondemand.ObjectID(rec.Object), true
+}
+
+// RedactSource is an object's description of its source without what is secret
+// in it.
+func RedactSource(raw json.RawMessage) json.RawMessage {
+	var o origin
+	if json.Unmarshal(raw, &o) != nil {
+		return nil
+	}
+	o.Name = o.redacted()
+	clean, err := json.Marshal(o)
+	if err != nil {
+		return nil
+	}
+	return clean
+}
+
+// SourceOf opens the source that an object's description names, bound to the
+// bytes that it had. The caller closes the blob, then calls done.
+func SourceOf(c config.Config, version string, raw json.RawMessage) (blob source.Blob, done func() error, err error) {
+	var where origin
+	if err := json.Unmarshal(raw, &where); err != nil {
+		return nil, nil, fmt.Errorf("read the description of the source: %w", err)
+	}
+	sources := newOpener(Settings{Config: c, Version: version}, func(string, error, time.Duration) {})
+	blob, err = sources.reopen(where)
+	if err != nil {
+		return nil, nil, err
+	}
+	if source.IsSequential(blob) {
+		blob = fromStart{blob}
+	}
+	return blob, sources.Close, nil
+}
+
+// fromStart reads a range of a blob that can be read from its start only.
+type fromStart struct{ source.Blob }
+
+// ReadRange reads on from the start and drops what comes before off.
+func (b fromStart) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	r, err := b.Blob.ReadRange(ctx, 0, off+n)
+	if err != nil || off == 0 {
+		return r, err
+	}
+	if _, err := io.CopyN(io.Discard, r, off); err != nil {
+		return nil, fmt.Errorf("read on to %d: %w (%w)", off, err, r.Close())
+	}
+	return r, nil
+}

@@ -1,0 +1,154 @@
+package daemon
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// recordVersion is the version of records that this program reads and writes.
+const recordVersion = 1
+
+// Kinds of records.
+const (
+	kindAttach = "attach"
+	kindBind   = "bind"
+)
+
+// record says, in a file below the cache root, that something is served. It is
+// durable before what it records is done, and goes when that has been undone: a
+// successor, or the next start after a crash, finds what to go on with or undo.
+type record struct {
+	Version int    `json:"version"`
+	Kind    string `json:"kind"`
+	// Path of the attached file or the bound directory.
+	Path string `json:"path"`
+	// Object, for an attached file.
+	Object string `json:"object,omitempty"`
+	// Placeholder: the file was absent, and an empty one made to mount on.
+	Placeholder bool `json:"placeholder,omitempty"`
+	// Forget: the object cannot be recognised again and goes with its last file.
+	Forget bool `json:"forget,omitempty"`
+	// Devnode is the bound directory's socket.
+	Devnode string `json:"devnode,omitempty"`
+	// Tag is what the daemon on the devnode last called itself.
+	Tag string `json:"tag,omitempty"`
+}
+
+// records is the folder of an instance's records.
+type records struct{ dir string }
+
+func openRecords(root string) (records, error) {
+	r := records{filepath.Join(root, "served")}
+	if err := os.MkdirAll(r.dir, 0o700); err != nil {
+		return r, fmt.Errorf("open records: %w", err)
+	}
+	return r, nil
+}
+
+func (r records) name(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return filepath.Join(r.dir, hex.EncodeToString(sum[:16])+".json")
+}
+
+// put makes rec durable.
+func (r records) put(rec record) error {
+	rec.Version = recordVersion
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("record %s: %w", rec.Path, err)
+	}
+	name := r.name(rec.Path)
+	if err := writeDurably(name, append(b, '\n')); err != nil {
+		return fmt.Errorf("record %s: %w", rec.Path, err)
+	}
+	return nil
+}
+
+// remove takes the record of path away. It is not synced: a record that comes
+// back after a power loss is of something that is not there, and is undone again.
+func (r records) remove(path string) error {
+	if err := os.Remove(r.name(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the record of %s: %w", path, err)
+	}
+	return nil
+}
+
+// list returns all records that can be read; the others are reported in err and
+// left where they are.
+func (r records) list() (list []record, err error) {
+	entries, err := os.ReadDir(r.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list records: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		name := filepath.Join(r.dir, e.Name())
+		if !strings.HasSuffix(name, ".json") {
+			continue
+		}
+		rec, err := readRecord(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		list = append(list, rec)
+	}
+	return list, errors.Join(errs...)
+}
+
+func readRecord(name string) (rec record, err error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return rec, fmt.Errorf("read record: %w", err)
+	}
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return rec, fmt.Errorf("read record %s: %w", name, err)
+	}
+	if rec.Version != recordVersion {
+		return rec, fmt.Errorf("read record %s: version %d, this program knows %d", name, rec.Version, recordVersion)
+	}
+	return rec, nil
+}
+
+// writeDurably replaces the file name by one with this content.
+func writeDurably(name string, b []byte) (err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp.Name()))
+		}
+	}()
+	_, err = tmp.Write(b)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), name); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+func syncDir(dir string) (err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	return d.Sync()
+}

@@ -1,0 +1,137 @@
+package daemon
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/mount"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+)
+
+// restore goes on with what the worker before has served, or, where nobody held
+// the group meanwhile (fresh), takes down what a dead instance has left.
+func (i *Instance) restore(fresh bool) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	list, err := i.records.list()
+	if err != nil {
+		i.note(err.Error())
+		i.log.Error("reading records", "err", err)
+	}
+	mounts, err := mount.List()
+	if err != nil {
+		return err
+	}
+	var alone *control.Unguarded
+	if fresh {
+		alone = &control.Unguarded{From: i.root.LastBeat(), To: time.Now()}
+	}
+	for _, rec := range list {
+		if err := i.restoreOne(rec, mounts, alone); err != nil {
+			// One that cannot be served must not keep the others from it.
+			// Its events find no object and are denied.
+			i.note(fmt.Sprintf("going on with %s: %v", rec.Path, err))
+			i.log.Error("going on with what was served", "path", rec.Path, "err", err)
+		}
+	}
+	if fresh {
+		i.unmountStrays(mounts, alone)
+	}
+	if alone != nil && len(alone.Files) > 0 {
+		i.unguarded = append(i.unguarded, *alone)
+		i.log.Error("files stood unguarded: readers may have seen zeros in place of missing data",
+			"from", alone.From, "to", alone.To, "files", alone.Files, "in_use_by", alone.Users)
+	}
+	return nil
+}
+
+// restoreOne goes on with one record. alone, where it is not nil, notes what
+// nobody guarded.
+func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.Unguarded) error {
+	if rec.Kind == kindBind {
+		if alone == nil {
+			return i.rebindLocked(rec)
+		}
+		alone.Files = append(alone.Files, rec.Path)
+		return i.records.remove(rec.Path)
+	}
+	m, mounted := mount.At(mounts, rec.Path)
+	if !mounted || !strings.HasSuffix(m.Root, dataSuffix(rec.Object)) {
+		// The worker before died between the record and the mount, or the
+		// machine was restarted.
+		return errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
+	}
+	if alone == nil {
+		return i.reattachLocked(rec)
+	}
+	alone.Files = append(alone.Files, rec.Path)
+	err := mount.Unmount(rec.Path, false)
+	if err == nil {
+		return errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
+	}
+	if !errors.Is(err, syscall.EBUSY) {
+		return err
+	}
+	// In use: from now on it is guarded again.
+	if err := i.reattachLocked(rec); err != nil {
+		return err
+	}
+	users, err := i.users(i.files[rec.Path].object.cached.DataPath())
+	alone.Users = append(alone.Users, users...)
+	return err
+}
+
+// dataSuffix is how the path of an object's data ends.
+func dataSuffix(object string) string {
+	return filepath.Join("/objects", object[:min(2, len(object))], object, "data")
+}
+
+// reattachLocked serves an attached file whose mount stands, without asking the source.
+func (i *Instance) reattachLocked(rec record) error {
+	id := ondemand.ObjectID(rec.Object)
+	o := i.objects[id]
+	if o != nil {
+		o.files++
+	} else {
+		cached, err := i.root.Object(id)
+		if err != nil {
+			return err
+		}
+		var where origin
+		if err := json.Unmarshal(cached.Meta().Source, &where); err != nil {
+			return errors.Join(fmt.Errorf("read the source of %s: %w", id.Short(), err), cached.Close())
+		}
+		blob, err := i.sources.reopen(where)
+		if err != nil {
+			return errors.Join(err, cached.Close())
+		}
+		if o, err = i.serveLocked(cached, where, blob); err != nil {
+			return err
+		}
+	}
+	i.files[rec.Path] = &attachedFile{record: rec, object: o}
+	return nil
+}
+
+// unmountStrays takes down mounts of this root's objects that no record explains.
+func (i *Instance) unmountStrays(mounts []mount.Mount, alone *control.Unguarded) {
+	for _, m := range mounts {
+		id := filepath.Base(filepath.Dir(m.Root))
+		if len(id) != 64 || !strings.HasSuffix(m.Root, filepath.Base(i.root.Dir())+dataSuffix(id)) || i.files[m.Point] != nil {
+			continue
+		}
+		if err := mount.Unmount(m.Point, false); errors.Is(err, syscall.EINVAL) {
+			continue // taken down above
+		} else if err != nil {
+			i.note(fmt.Sprintf("a dead instance left %s: %v", m.Point, err))
+			i.log.Error("unmounting what a dead instance left", "file", m.Point, "err", err)
+		}
+		alone.Files = append(alone.Files, m.Point)
+	}
+}

@@ -1,0 +1,138 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/file"
+	"github.com/lacunafs/lacuna/internal/source/httprange"
+	"github.com/lacunafs/lacuna/internal/source/retry"
+)
+
+// origin describes where an object's bytes come from; it is the Source of the
+// object's Meta.
+type origin struct {
+	Kind       string          `json:"kind"` // "http" or "file"
+	Name       string          `json:"name"` // URL or absolute path
+	Identity   source.Identity `json:"identity"`
+	Sequential bool            `json:"sequential,omitempty"`
+	// Once is a random word where the source offers nothing to recognise its
+	// bytes by: a later opening is another object.
+	Once string `json:"once,omitempty"`
+}
+
+// redacted is the name without what is secret in it.
+func (o origin) redacted() string {
+	if o.Kind == "http" {
+		return source.Redact(o.Name)
+	}
+	return o.Name
+}
+
+// host groups the origins that share connections.
+func (o origin) host() string {
+	if u, err := url.Parse(o.Name); o.Kind == "http" && err == nil {
+		return u.Scheme + "://" + u.Host
+	}
+	return "local files"
+}
+
+// id names the object: by its digest where one is known, else by the source
+// and its validator.
+func (o origin) id(sha string) (ondemand.ObjectID, error) {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return "", fmt.Errorf("name the object of %s: %w", o.redacted(), err)
+	}
+	if sha != "" {
+		b = fmt.Appendf(nil, "sha256:%s %d", sha, o.Identity.Size)
+	}
+	sum := sha256.Sum256(b)
+	return ondemand.ObjectID(hex.EncodeToString(sum[:])), nil
+}
+
+// opener opens sources. Its connections are shared.
+type opener struct {
+	http    *http.Transport
+	options httprange.Options
+	onRetry func(name string, err error, wait time.Duration)
+}
+
+func newOpener(s Settings, onRetry func(string, error, time.Duration)) *opener {
+	o := &opener{onRetry: onRetry}
+	o.options = httprange.Options{
+		UserAgent: "lacuna/" + s.Version, Stall: time.Duration(s.Config.Stall),
+		ConnsPerHost: s.Config.ConnsPerHost, Proxy: http.ProxyFromEnvironment,
+	}
+	o.http = httprange.NewTransport(o.options)
+	o.options.Transport = o.http
+	return o
+}
+
+// Close ends idle connections.
+func (o *opener) Close() error {
+	o.http.CloseIdleConnections()
+	return nil
+}
+
+// open asks the source what it has.
+func (o *opener) open(ctx context.Context, name string) (origin, source.Blob, error) {
+	where := origin{Kind: "file", Name: name}
+	var blob source.Blob
+	var err error
+	switch scheme, _, found := strings.Cut(name, "://"); {
+	case found && (scheme == "http" || scheme == "https"):
+		where.Kind = "http"
+		blob, err = httprange.Open(ctx, name, o.options)
+	case found:
+		return where, nil, &control.Error{
+			Message: fmt.Sprintf("attach %s: no source reads %s URLs", source.Redact(name), scheme),
+			Hint:    "give an http:// or https:// URL, or the path of a local file", Exit: control.ExitUsage,
+		}
+	case !filepath.IsAbs(name):
+		return where, nil, &control.Error{Message: fmt.Sprintf("attach %s: the path is not absolute", name), Exit: control.ExitUsage}
+	default:
+		blob, err = file.Open(ctx, name)
+	}
+	if err != nil {
+		return where, nil, fmt.Errorf("open %s: %w", where.redacted(), err)
+	}
+	where.Identity, where.Sequential = source.IdentityOf(blob), source.IsSequential(blob)
+	if where.Identity.Validator == "" {
+		where.Once = rand.Text()
+	}
+	return where, o.wrap(where, blob), nil
+}
+
+// reopen makes the blob of a known origin, without asking the source.
+func (o *opener) reopen(where origin) (source.Blob, error) {
+	if where.Kind == "file" {
+		return o.wrap(where, file.Reopen(where.Name, where.Identity)), nil
+	}
+	options := o.options
+	options.Sequential = where.Sequential
+	blob, err := httprange.Reopen(where.Name, where.Identity, options)
+	if err != nil {
+		return nil, fmt.Errorf("reopen %s: %w", where.redacted(), err)
+	}
+	return o.wrap(where, blob), nil
+}
+
+func (o *opener) wrap(where origin, blob source.Blob) source.Blob {
+	name := where.redacted()
+	return retry.Wrap(blob, retry.Policy{Failed: func(_ int, err error, wait time.Duration) {
+		o.onRetry(name, err, wait)
+	}})
+}

@@ -1,0 +1,82 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/lacunafs/lacuna/internal/control"
+)
+
+// Status tells what is served and how it goes.
+func (i *Instance) Status(context.Context) (control.Status, error) {
+	t := i.table.Stats()
+	s := control.Status{
+		Version: i.s.Version, Root: i.root.Dir(),
+		KeeperPID: i.client.KeeperPID(), WorkerPID: os.Getpid(),
+		Started: i.started, Foreground: i.s.Foreground,
+		Requests: control.Requests{
+			Pending: t.Pending, Filled: t.Filled, Failed: t.Failed, Expired: t.Expired,
+			Flushed: t.Flushed, Coalesced: t.Coalesced, P50: t.P50, P99: t.P99,
+		},
+		Attached: []control.Attached{}, Bound: []control.Bound{},
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, f := range i.files {
+		if f.object != nil {
+			s.Attached = append(s.Attached, i.attachedStatus(f))
+		}
+	}
+	slices.SortFunc(s.Attached, func(a, b control.Attached) int { return strings.Compare(a.File, b.File) })
+	for _, b := range i.bound {
+		s.Bound = append(s.Bound, i.boundStatus(b))
+	}
+	slices.SortFunc(s.Bound, func(a, b control.Bound) int { return strings.Compare(a.Dir, b.Dir) })
+	s.Unguarded = slices.Clone(i.unguarded)
+	i.errMu.Lock()
+	defer i.errMu.Unlock()
+	s.Errors = slices.Clone(i.errors)
+	return s, nil
+}
+
+func (i *Instance) attachedStatus(f *attachedFile) control.Attached {
+	o := f.object
+	id, meta := o.cached.ID(), o.cached.Meta()
+	st, fetched := i.fetcher.Stats(id), control.Attached{
+		File: f.record.Path, Object: string(id), Source: o.origin.redacted(), Ranges: !o.origin.Sequential,
+		Size: o.cached.Size(), Present: o.cached.Present(), Complete: o.served.Complete(),
+	}
+	switch {
+	case meta.Verified:
+		fetched.Verified = "yes"
+	case meta.SHA256 != "":
+		fetched.Verified = "pending"
+	default:
+		fetched.Verified = "unverifiable"
+	}
+	fetched.Requests, fetched.Fetched = uint64(st.Requests), st.Fetched
+	if st.Err != nil {
+		fetched.Error = st.Err.Error()
+	}
+	front, _ := i.front.StatsOf(id)
+	fetched.Hits, fetched.Misses = front.Hits, front.Misses
+	return fetched
+}
+
+func (i *Instance) boundStatus(b *boundDir) control.Bound {
+	st := b.server.Status()
+	out := control.Bound{
+		Dir: b.record.Path, Devnode: b.record.Devnode,
+		Files: len(b.dir.Objects()), DaemonPID: st.PID, Pending: st.Pending,
+	}
+	for _, o := range b.dir.Objects() {
+		out.Size += o.Size()
+		out.Present += o.Present()
+		front, _ := i.front.StatsOf(o.ID())
+		out.Hits += front.Hits
+		out.Misses += front.Misses
+	}
+	return out
+}

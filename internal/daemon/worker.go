@@ -1,0 +1,297 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/keeper"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/sys"
+)
+
+// RunWorker is a worker's life: it takes over what the keeper holds, serves
+// until it is told to stop (SIGTERM, SIGINT: everything is undone) or to hand
+// over (SIGUSR1 from our keeper, SIGHUP under systemd: nothing is), and returns
+// the exit status. It must run before the process opens descriptors that it
+// will close again. env is the environment for a keeper that it has to start.
+func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logger) (int, error) {
+	client, held, err := keeper.Inherit(from)
+	if err != nil {
+		return 1, err
+	}
+	i := &Instance{
+		s: s, log: log, client: client, held: held, started: time.Now(),
+		pushed: make(map[string][]*sys.FD), files: make(map[string]*attachedFile),
+		objects: make(map[ondemand.ObjectID]*servedObject), bound: make(map[string]*boundDir),
+	}
+	// Signals are taken from the first moment on, or one would kill us.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	legacy, err := i.open(ctx)
+	if err != nil {
+		return 1, errors.Join(err, client.Close())
+	}
+	w := &worker{Instance: i, signals: signals, env: env, failed: make(chan error, 2)}
+	if legacy != nil {
+		if n := legacy.Len(); n > 0 {
+			log.Info("going on with reads of the worker before", "reads", n)
+		}
+		if err := i.front.Adopt(legacy); err != nil {
+			return 1, err
+		}
+	}
+	serving, stopServing := context.WithCancel(context.Background())
+	defer stopServing()
+	served := make(chan error, 1)
+	go func() {
+		err := i.front.Serve(serving)
+		served <- err
+		if err != nil {
+			w.failed <- fmt.Errorf("serve reads: %w", err)
+		}
+	}()
+	status, err := w.run(ctx)
+	if status != 0 || w.handOver {
+		// The successor goes on: nothing is answered or closed any more.
+		return status, err
+	}
+	err = errors.Join(err, i.table.Close())
+	stopServing()
+	return 0, errors.Join(err, <-served, i.close(), client.Close())
+}
+
+// worker is an Instance with what moves it.
+type worker struct {
+	*Instance
+	signals  chan os.Signal
+	env      []string
+	failed   chan error
+	handOver bool
+	server   *control.Server
+}
+
+// run serves until the end, and returns with everything undone, or with
+// handOver set, or with a status other than 0.
+func (w *worker) run(ctx context.Context) (int, error) {
+	if err := w.listen(); err != nil {
+		return 1, err
+	}
+	if err := w.begin(ctx); err != nil {
+		// The first start failed: what it made is undone again.
+		return 1, errors.Join(err, w.stop(ctx, busyWait), w.server.Close(), removeSocket(w.s.Config.Socket))
+	}
+	if err := w.client.Ready(); err != nil {
+		return 1, err
+	}
+	w.log.Info("ready", "root", w.root.Dir(), "keeper", w.client.KeeperPID())
+	beat := time.NewTicker(time.Second)
+	defer beat.Stop()
+	for {
+		select {
+		case <-beat.C:
+			if err := w.root.Beat(); err != nil {
+				w.report("touching the lock", err)
+			}
+		case err := <-w.failed:
+			return 1, err // the keeper starts the next one
+		case <-w.client.Lost():
+			if w.s.Foreground {
+				w.log.Warn("the keeper has died: stopping")
+				return w.end(ctx)
+			}
+			w.newKeeper(ctx)
+		case sig := <-w.signals:
+			if sig == syscall.SIGUSR1 || sig == syscall.SIGHUP && w.s.Systemd {
+				w.log.Info("handing over")
+				w.handOver = true
+				return w.leave()
+			}
+			if sig != syscall.SIGHUP {
+				return w.end(ctx)
+			}
+		}
+	}
+}
+
+// leave ends this worker for the next one. Under systemd only a failure is
+// followed by a start at once.
+func (w *worker) leave() (int, error) {
+	w.checkpointAll()
+	if w.s.Systemd {
+		return 1, errors.New("handing over to the next worker")
+	}
+	return 0, nil
+}
+
+// checkpointAll makes presence durable, so that the next worker need not fetch again.
+func (w *worker) checkpointAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, o := range w.objects {
+		if err := o.cached.Checkpoint(); err != nil {
+			w.log.Error("checkpoint", "object", o.cached.ID().Short(), "err", err)
+		}
+	}
+}
+
+// listen opens the control socket, or takes it over.
+func (w *worker) listen() error {
+	var l net.Listener
+	if fds := w.held[fdControl]; len(fds) > 0 {
+		taken, err := fromHeld(fds[0], net.FileListener)
+		if err != nil {
+			return fmt.Errorf("take over the control socket: %w", err)
+		}
+		l = taken
+	} else {
+		made, err := control.Listen(w.s.Config.Socket)
+		if err != nil {
+			return err
+		}
+		fd, err := dupListener(made)
+		if err != nil {
+			return errors.Join(err, made.Close())
+		}
+		if err := w.hold(fdControl, fd); err != nil {
+			return errors.Join(err, made.Close())
+		}
+		l = made
+	}
+	w.server = control.NewServer(w)
+	go func() {
+		if err := w.server.Serve(l); err != nil {
+			w.failed <- err
+		}
+	}()
+	return nil
+}
+
+func dupListener(l *net.UnixListener) (*sys.FD, error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd *sys.FD
+	var inner error
+	err = raw.Control(func(n uintptr) { fd, inner = sys.DupAbove(int(n), 3) })
+	return fd, errors.Join(err, inner)
+}
+
+// begin does what a foreground instance was started for, unless the worker
+// before has done it.
+func (w *worker) begin(ctx context.Context) error {
+	if q := w.s.Attach; q != nil {
+		path, err := canonical(q.File)
+		if err != nil {
+			return err
+		}
+		if !w.has(path) {
+			reply, err := w.Attach(ctx, *q)
+			if err != nil {
+				return err
+			}
+			for _, note := range reply.Notes {
+				w.log.Warn(note)
+			}
+		}
+	}
+	if q := w.s.Bind; q != nil && len(w.bound) == 0 {
+		reply, err := w.Bind(ctx, *q)
+		if err != nil {
+			return err
+		}
+		for _, note := range reply.Notes {
+			w.log.Warn(note)
+		}
+	}
+	return nil
+}
+
+func (w *worker) has(path string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.files[path] != nil
+}
+
+// end undoes everything and tells the keeper that this is the end.
+func (w *worker) end(ctx context.Context) (int, error) {
+	w.log.Info("stopping")
+	lost, wait := isLost(w.client), busyWait
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if lost {
+		wait = 0 // no keeper denies after us: stay until the last reader has closed
+	} else {
+		go func() {
+			select {
+			case <-w.signals: // asked again: wait for nobody
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
+	err := w.stop(ctx, wait)
+	err = errors.Join(err, w.server.Close(), removeSocket(w.s.Config.Socket))
+	if lost {
+		return exitOf(err), err
+	}
+	if err == nil {
+		// Nothing needs the group any more: the keeper need not look.
+		for _, name := range []string{fdGroup, fdInflight, fdControl, fdLock} {
+			err = errors.Join(err, w.client.Remove(name))
+		}
+	}
+	err = errors.Join(err, w.client.Stopping())
+	return exitOf(err), err
+}
+
+func exitOf(err error) int {
+	if err != nil {
+		return 1
+	}
+	return 0
+}
+
+func isLost(c *keeper.Client) bool {
+	select {
+	case <-c.Lost():
+		return true
+	default:
+		return false
+	}
+}
+
+func removeSocket(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the control socket: %w", err)
+	}
+	return nil
+}
+
+// newKeeper starts a keeper in place of one that was killed. Until it runs this
+// process alone holds everything, so it tries until it has one.
+func (w *worker) newKeeper(ctx context.Context) {
+	path, err := os.Executable()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		err = w.client.StartKeeper(ctx, keeper.Start{Path: path, Args: KeeperArgs(), Env: w.env})
+	}
+	if err != nil {
+		w.report("starting a new keeper", err)
+		<-time.After(time.Second)
+		return
+	}
+	w.log.Warn("the keeper had died, a new one runs", "keeper", w.client.KeeperPID())
+}
