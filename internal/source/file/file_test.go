@@ -28,18 +28,20 @@ func open(t *testing.T, data []byte) source.Blob {
 
 func TestSuite(t *testing.T) { sourcetest.Run(t, open) }
 
-func TestReopenedSuite(t *testing.T) {
-	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
-		path := filepath.Join(t.TempDir(), "data")
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		b, err := file.Open(t.Context(), path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return file.Reopen(path, source.IdentityOf(b))
-	})
+func TestReopenLooksAtNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(path, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := file.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sourcetest.MustRead(t, file.Reopen(path, source.IdentityOf(b)), []byte("data"), 1, 3)
+	gone := file.Reopen(path+"2", source.IdentityOf(b))
+	if _, err := gone.ReadRange(t.Context(), 0, 1); gone.Size() != 4 || !errors.Is(err, source.ErrNotFound) {
+		t.Fatalf("absent file: size %d, %v", gone.Size(), err)
+	}
 }
 
 func TestChangedFile(t *testing.T) {

@@ -15,18 +15,17 @@ import (
 )
 
 func TestSuite(t *testing.T) {
-	for name, view := range map[string]func(*limit.Group, source.Blob) source.Blob{
-		"demand": (*limit.Group).Demand, "ahead": (*limit.Group).Ahead,
-	} {
-		t.Run(name, func(t *testing.T) {
-			for _, n := range []int{1, 3} {
-				g := limit.NewGroup(n)
-				sourcetest.Run(t, func(_ *testing.T, data []byte) source.Blob { return view(g, mem.New(data)) })
-				if taken, d, a := g.InUse(); taken != 0 || d != 0 || a != 0 {
-					t.Fatalf("after all: %d taken, %d and %d waiting", taken, d, a)
-				}
-			}
-		})
+	one, three := limit.NewGroup(1), limit.NewGroup(3)
+	t.Run("demand", func(t *testing.T) {
+		sourcetest.Run(t, func(_ *testing.T, data []byte) source.Blob { return one.Demand(mem.New(data)) })
+	})
+	t.Run("ahead", func(t *testing.T) {
+		sourcetest.Run(t, func(_ *testing.T, data []byte) source.Blob { return three.Ahead(mem.New(data)) })
+	})
+	for _, g := range []*limit.Group{one, three} {
+		if taken, d, a := g.InUse(); taken != 0 || d != 0 || a != 0 {
+			t.Fatalf("after all: %d taken, %d and %d waiting", taken, d, a)
+		}
 	}
 }
 

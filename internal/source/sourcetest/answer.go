@@ -1,6 +1,7 @@
 package sourcetest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -113,7 +114,7 @@ func (a *Answer) copy(s *Server, w http.ResponseWriter, r *http.Request, n, rate
 	began := time.Now()
 	for sent := int64(0); sent < n; {
 		p := buf[:min(int64(len(buf)), n-sent)]
-		if _, err := a.Content.ReadAt(p, a.Off+sent); err != nil && err != io.EOF { //nolint:errorlint // io.ReaderAt
+		if _, err := a.Content.ReadAt(p, a.Off+sent); err != nil && !errors.Is(err, io.EOF) {
 			return false
 		}
 		if _, err := w.Write(p); err != nil {
