@@ -82,7 +82,8 @@ func Dial(socket string) (*Client, error) {
 
 // Bind declares that this process fills the files of dir, an absolute path to
 // the bound directory, under the name tag, which may be empty. From then on
-// Next returns requests.
+// Next returns requests. A client whose Bind has failed is best closed: what of
+// it was accepted holds.
 func (c *Client) Bind(dir, tag string) error {
 	commands := []string{"dir " + dir, "bind"}
 	if tag != "" {

@@ -3,7 +3,6 @@ package devnode
 import (
 	"bufio"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -75,9 +74,9 @@ func TestExamplesServe(t *testing.T) {
 				id := b.object(t, leaf).ID()
 				for off := 0; off < size; off += 128 << 10 {
 					if !b.Status().Bound { // fails at once, as other tests show
-					<-time.After(time.Millisecond)
-				}
-				r := ondemand.Range{Off: int64(off), Len: 128 << 10}
+						<-time.After(time.Millisecond)
+					}
+					r := ondemand.Range{Off: int64(off), Len: 128 << 10}
 					all.Go(func() {
 						if err := b.Fill(t.Context(), id, r); err != nil {
 							t.Error(err)
@@ -115,13 +114,13 @@ func TestExamplesReportWhatTheyCannotFill(t *testing.T) {
 	}
 }
 
-// TestDaemonKilledFiftyTimes is acceptance case 18: under load, with a daemon
+// TestAcceptance18DaemonKilledFiftyTimes: under load, with a daemon
 // that is killed and started again, each fill ends with right bytes or EIO.
-func TestDaemonKilledFiftyTimes(t *testing.T) {
+func TestAcceptance18DaemonKilledFiftyTimes(t *testing.T) {
 	const size, kills, readers = 8 << 20, 50, 8
 	seed := uint64(time.Now().UnixNano())
 	t.Log("seed", seed)
-	python := []string{"python3", "../../../examples/python/daemon.py"}
+	command := exampleDaemons(t)["go"]
 	b := serve(t, map[string]int{"blob": size})
 	o := b.object(t, "blob")
 	stop := make(chan struct{})
@@ -162,7 +161,7 @@ func TestDaemonKilledFiftyTimes(t *testing.T) {
 	}
 	rnd := rand.New(rand.NewPCG(seed, readers))
 	for range kills {
-		p := b.launch(t, python)
+		p := b.launch(t, command)
 		handed := b.Status().HandedOut + uint64(rnd.IntN(5))
 		until(t, "work is under way", func() bool { return b.Status().HandedOut >= handed || o.Complete() })
 		p.kill()
@@ -172,7 +171,7 @@ func TestDaemonKilledFiftyTimes(t *testing.T) {
 	}
 	close(stop)
 	all.Wait()
-	fmt.Fprintf(os.Stderr, "daemon killed %d times: %d fills right, %d flushed\n", kills, counts.right, counts.flushed)
+	t.Logf("daemon killed %d times: %d fills right, %d flushed", kills, counts.right, counts.flushed)
 	if st := b.Status(); st.Pending != 0 {
 		t.Errorf("%d requests left over", st.Pending)
 	}

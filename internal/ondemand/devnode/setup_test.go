@@ -42,13 +42,15 @@ func content(name string, size int) []byte {
 }
 
 // hollow makes a source directory with the files, and a directory with holes
-// of the same sizes.
+// of the same sizes. The source of a file above 16 MiB is all zeros.
 func hollow(t *testing.T, sizes map[string]int) (dir, source string) {
 	t.Helper()
 	dir, source = t.TempDir(), t.TempDir()
 	for name, size := range sizes {
-		if err := os.WriteFile(filepath.Join(source, name), content(name, size), 0o600); err != nil {
-			t.Fatal(err)
+		if size > 16<<20 {
+			makeHole(t, filepath.Join(source, name), size)
+		} else {
+			check(t, os.WriteFile(filepath.Join(source, name), content(name, size), 0o600))
 		}
 		makeHole(t, filepath.Join(dir, name), size)
 	}
@@ -149,7 +151,12 @@ func (b *bound) bind(t *testing.T) *raw {
 	c.say("dir %s", b.dir)
 	c.say("tag test")
 	c.say("bind")
-	c.sync()
+	c.say("sync")
+	for msg := c.hear(); msg != "ok sync"; msg = c.hear() {
+		if len(msg) != proto.RecordSize {
+			t.Fatalf("bind: %q", msg)
+		}
+	}
 	return c
 }
 
