@@ -66,10 +66,11 @@ func NewTable(filler Filler, o TableOptions) *Table {
 }
 
 // Submit enters a read of r, which must lie inside the object and be widened
-// to blocks. answer is called exactly once, possibly before Submit returns:
+// to blocks. waited is how long the reader has slept already, in a process
+// before this one; it counts against the deadline. answer is called exactly once, possibly before Submit returns:
 // with nil when every block of r is present, otherwise with the reason that
 // Errno understands. It must not block.
-func (t *Table) Submit(object Object, r Range, answer func(error)) {
+func (t *Table) Submit(object Object, r Range, waited time.Duration, answer func(error)) {
 	t.mu.Lock()
 	if t.closed {
 		t.stats.Flushed++
@@ -84,7 +85,7 @@ func (t *Table) Submit(object Object, r Range, answer func(error)) {
 		return
 	}
 	t.nextID++
-	q := &request{id: t.nextID, object: object, r: r, answer: answer, started: time.Now()}
+	q := &request{id: t.nextID, object: object, r: r, answer: answer, started: time.Now().Add(-waited)}
 	po := t.objects[object.ID()]
 	if po == nil {
 		po = &pendingObject{waiting: make(map[int64][]*request)}
@@ -99,7 +100,7 @@ func (t *Table) Submit(object Object, r Range, answer func(error)) {
 	for _, f := range fresh {
 		t.startLocked(object, po, f)
 	}
-	q.timer = time.AfterFunc(t.deadline, func() { t.expire(q) })
+	q.timer = time.AfterFunc(max(t.deadline-waited, 0), func() { t.expire(q) })
 	t.mu.Unlock()
 }
 

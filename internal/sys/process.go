@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,4 +110,14 @@ func ParseControl(oob []byte) (ControlMessages, error) {
 // Exec replaces this process by the program at path. It returns only on error.
 func Exec(path string, argv, env []string) error {
 	return fmt.Errorf("execute %s: %w", path, unix.Exec(path, argv, env))
+}
+
+// Monotonic is CLOCK_MONOTONIC: the same clock for all processes, until the
+// machine restarts.
+func Monotonic() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic("sys: internal error: no monotonic clock: " + err.Error())
+	}
+	return time.Duration(ts.Nano())
 }

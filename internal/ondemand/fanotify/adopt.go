@@ -120,7 +120,7 @@ func (f *FrontEnd) adoptOne(ev taken, e *openEvent) {
 		}
 	}
 	for _, a := range all {
-		f.o.Table.Submit(a.object, extent(ev.event, a.object.Size()), func(err error) {
+		f.o.Table.Submit(a.object, extent(ev.event, a.object.Size()), sys.Monotonic()-ev.since, func(err error) {
 			if err != nil {
 				e.answer(err)
 			} else if left.Add(-1) == 0 {

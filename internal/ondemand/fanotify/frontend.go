@@ -339,9 +339,9 @@ func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
 		e.answer(syscall.EAGAIN) // beyond what a successor could be told of
 		return
 	}
-	f.o.Inflight.enter(taken{number: ev.FD, pid: ev.PID, inode: inode, event: ev})
+	f.o.Inflight.enter(taken{number: ev.FD, pid: ev.PID, inode: inode, event: ev, since: sys.Monotonic()})
 	e.entered = true
-	f.o.Table.Submit(a.object, r, e.answer)
+	f.o.Table.Submit(a.object, r, 0, e.answer)
 }
 
 // lookUp finds the attachment and ties the event to it, so that Detach waits.

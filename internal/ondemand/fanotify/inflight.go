@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -19,14 +20,15 @@ import (
 //	20480  slots, one for each descriptor number: slotSize bytes each
 //
 // A slot: state u32 (1: taken and not answered), pid u32, dev u64, ino u64,
-// offset u64, count u64, flags u64 (1: the event had a range).
+// offset u64, count u64, flags u64 (1: the event had a range), since u64: when it
+// was taken, in nanoseconds of CLOCK_MONOTONIC.
 const (
 	inflightMagic   = 0x31544c464e43414c // "LACNFLT1"
 	inflightVersion = 1
 	bufferAt        = 4096
 	bufferSize      = 16 << 10
 	slotsAt         = bufferAt + bufferSize
-	slotSize        = 48
+	slotSize        = 64
 	slotTaken       = 1
 	flagHasRange    = 1
 )
@@ -124,6 +126,7 @@ type taken struct {
 	pid    int
 	inode  sys.Inode // zero where the file is not known
 	event  sys.FanotifyEvent
+	since  time.Duration // sys.Monotonic when it was taken
 }
 
 // enter records an event before anything waits for it.
@@ -139,6 +142,7 @@ func (t *Inflight) enter(e taken) {
 		flags = flagHasRange
 	}
 	ne.PutUint64(s[40:], flags)
+	ne.PutUint64(s[48:], uint64(e.since))
 	// One thread enters events, so that load and store need no exchange.
 	if used := t.used(); used.Load() <= uint64(e.number) {
 		used.Store(uint64(e.number) + 1)
@@ -166,6 +170,7 @@ func (t *Inflight) outstanding() []taken {
 		}
 		e.event.Offset, e.event.Count = ne.Uint64(s[24:]), ne.Uint64(s[32:])
 		e.event.HasRange = ne.Uint64(s[40:])&flagHasRange != 0
+		e.since = time.Duration(ne.Uint64(s[48:]))
 		known[n] = true
 		out = append(out, e)
 	}
@@ -179,7 +184,7 @@ func (t *Inflight) outstanding() []taken {
 		// the last read's events is older and was answered.
 		if ev.FD >= 0 && ev.FD < t.slots && !known[ev.FD] {
 			known[ev.FD] = true
-			out = append(out, taken{number: ev.FD, pid: ev.PID, event: ev})
+			out = append(out, taken{number: ev.FD, pid: ev.PID, event: ev, since: sys.Monotonic()})
 		}
 	}
 	return out
