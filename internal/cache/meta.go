@@ -124,6 +124,7 @@ func parseMeta(b []byte) (Meta, error) {
 	if err := m.check(); err != nil {
 		return Meta{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
+	m.Source = compact(m.Source) // the file is indented
 	return m, nil
 }
 
