@@ -57,6 +57,12 @@ func goList(t *testing.T, args ...string) []goPackage {
 	return pkgs
 }
 
+// ourPackages are the packages of the module, with those of long tests only.
+func ourPackages(t *testing.T) []goPackage {
+	t.Helper()
+	return goList(t, "-tags=long", "./...")
+}
+
 // root is the repository's root.
 func root(t *testing.T) string {
 	t.Helper()
@@ -74,49 +80,54 @@ var repositoryRoot = sync.OnceValues(func() (string, error) {
 
 // rule says what the packages that match from may import of ours.
 type rule struct {
-	from string   // a package, or with /... a package and all below it; first match wins
-	may  []string // the same form
+	from  string   // a package, or with /... a package and all below it; first match wins
+	may   []string // the same form
+	tests []string // what its tests may import besides
 }
 
 // rules are the import direction. Paths are below the module, without
 // internal/. A package that no rule matches fails the test: it needs a line.
 var rules = []rule{
-	{"sys", nil},
-	{"config", nil},
-	{"depcheck", nil},
-	{"features/featurestest", []string{"features"}},
-	{"features", []string{"sys"}},
-	{"ondemand", nil},
+	{from: "sys"},
+	{from: "config"},
+	{from: "depcheck"},
+	{from: "features/featurestest", may: []string{"features"}},
+	{from: "features", may: []string{"sys"}},
+	{from: "ondemand"},
 	// Front ends, the devnode with its client, and their conformance suite.
-	{"ondemand/ondemandtest/...", []string{"ondemand/...", "sys", "features/..."}},
-	{"ondemand/fanotify/...", []string{"ondemand", "ondemand/fanotify/...", "sys", "features"}},
-	{"ondemand/cachefiles/...", []string{"ondemand", "ondemand/cachefiles/...", "sys", "features"}},
-	{"ondemand/fuse/...", []string{"ondemand", "ondemand/fuse/...", "sys", "features"}},
-	{"ondemand/devnode/...", []string{"ondemand", "ondemand/devnode/...", "sys", "features"}},
-	{"source", nil},
-	{"source/...", []string{"source"}},
-	{"cache/...", []string{"cache/...", "ondemand", "sys"}},
-	{"toc", nil},
-	{"toc/...", []string{"toc"}},
-	{"erofs", nil},
+	{from: "ondemand/ondemandtest/...", may: []string{"ondemand/...", "sys", "features/..."}},
+	{from: "ondemand/fanotify/...", may: []string{"ondemand", "ondemand/fanotify/...", "sys", "features"}},
+	{from: "ondemand/cachefiles/...", may: []string{"ondemand", "ondemand/cachefiles/...", "sys", "features"}},
+	{from: "ondemand/fuse/...", may: []string{"ondemand", "ondemand/fuse/...", "sys", "features"}},
+	{from: "ondemand/devnode/...", may: []string{"ondemand", "ondemand/devnode/...", "sys", "features"}, tests: []string{"devnode"}},
+	{from: "source"},
+	// The suite tries itself on real leaves.
+	{from: "source/sourcetest", may: []string{"source"}, tests: []string{"source/..."}},
+	{from: "source/...", may: []string{"source"}},
+	{from: "cache/...", may: []string{"cache/...", "ondemand", "sys"}},
+	{from: "toc"},
+	{from: "toc/...", may: []string{"toc"}},
+	{from: "erofs"},
 	// The one place that sees sources and the cache together, below daemon.
-	{"fetch/...", []string{"fetch/...", "source", "toc", "cache", "ondemand"}},
-	{"mount", []string{"sys"}},
-	{"keeper/...", []string{"keeper/...", "sys"}},
-	{"control", []string{"sys"}},
-	{"daemon/...", []string{"..."}},
-	{"cmd/lacuna", []string{"..."}},
-	{"examples/...", []string{"ondemand/devnode/...", "ondemand"}},
-	{"scripts/...", nil},
-	{"test/...", []string{"..."}},
-	{"bench/...", []string{"..."}},
+	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}},
+	{from: "mount", may: []string{"sys"}},
+	{from: "keeper/...", may: []string{"keeper/...", "sys"}},
+	{from: "control", may: []string{"sys"}},
+	{from: "daemon/...", may: []string{"..."}},
+	{from: "cmd/lacuna", may: []string{"..."}},
+	// The public client, and programs that use it as a stranger would.
+	{from: "devnode", may: []string{"ondemand/devnode/proto"}},
+	{from: "examples/...", may: []string{"devnode"}},
+	{from: "scripts/..."},
+	{from: "test/...", may: []string{"..."}},
+	{from: "bench/...", may: []string{"..."}},
 }
 
 // testSupport may be imported by any test, besides what its package may import.
 var testSupport = []string{
 	"features/featurestest", "ondemand/ondemandtest/...", "source/sourcetest/...",
 	// Tests of the upper packages use real ones of the lower.
-	"features", "sys", "ondemand", "source/mem", "source",
+	"features", "sys", "ondemand", "source/mem", "source", "devnode",
 }
 
 // short is pkg as the rules write it, and whether it is ours.
@@ -143,7 +154,7 @@ func matchesAny(patterns []string, name string) bool {
 }
 
 func TestImportDirection(t *testing.T) {
-	for _, p := range goList(t, "-tags=long", "./...") {
+	for _, p := range ourPackages(t) {
 		name, ours := short(p.ImportPath)
 		if !ours {
 			t.Errorf("%s: package in the module's root", p.ImportPath)
@@ -159,7 +170,7 @@ func TestImportDirection(t *testing.T) {
 				t.Errorf("%s imports %s; it may import only %v", name, to, rules[i].may)
 			}
 		}
-		mayTest := slices.Concat(rules[i].may, testSupport, []string{name})
+		mayTest := slices.Concat(rules[i].may, rules[i].tests, testSupport, []string{name})
 		for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
 			if to, ours := short(imported); ours && !matchesAny(mayTest, to) {
 				t.Errorf("tests of %s import %s; they may import only %v", name, to, mayTest)
@@ -181,7 +192,7 @@ var owners = map[string][]string{
 }
 
 func TestForeignPackagesHaveOneOwner(t *testing.T) {
-	for _, p := range goList(t, "-tags=long", "./...") {
+	for _, p := range ourPackages(t) {
 		name, _ := short(p.ImportPath)
 		for _, imported := range p.Imports {
 			for foreign, who := range owners {
@@ -194,7 +205,7 @@ func TestForeignPackagesHaveOneOwner(t *testing.T) {
 }
 
 func TestRawSystemCallsStayInSysInTestsToo(t *testing.T) {
-	for _, p := range goList(t, "-tags=long", "./...") {
+	for _, p := range ourPackages(t) {
 		name, _ := short(p.ImportPath)
 		for _, imported := range slices.Concat(p.TestImports, p.XTestImports) {
 			if strings.HasPrefix(imported, "golang.org/x/sys/") && name != "sys" {

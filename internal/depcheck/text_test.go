@@ -92,7 +92,7 @@ var antiTerms = []string{
 }
 
 func TestPackagesAreNamedForWhatTheyHold(t *testing.T) {
-	for _, p := range goList(t, "-tags=long", "./...") {
+	for _, p := range ourPackages(t) {
 		name, _ := short(p.ImportPath)
 		for part := range strings.SplitSeq(name, "/") {
 			if slices.Contains(antiTerms, part) {
