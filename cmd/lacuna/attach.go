@@ -66,7 +66,7 @@ func (c *attachCmd) Run(a *app) error {
 		return err
 	}
 	a.notes(reply.Notes)
-	return a.print("attached %s (%s)\n", q.File, size(reply.Size))
+	return a.print("attached %s (%s)\n", q.File, sizeText(reply.Size))
 }
 
 // dialUnless connects to the daemon; nil where none listens, or where the

@@ -193,7 +193,7 @@ func (c *checkCmd) print(a *app, reports []cache.Report) error {
 		if r.Verified {
 			compared = ", bytes verified"
 		}
-		if err := a.print("%.12s %s: %s of %s present%s\n", r.ID, state, size(r.Present), size(r.Size), compared); err != nil {
+		if err := a.print("%.12s %s: %s of %s present%s\n", r.ID, state, sizeText(r.Present), sizeText(r.Size), compared); err != nil {
 			return err
 		}
 		for _, bad := range []struct {

@@ -16,8 +16,8 @@ func interruptible() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 }
 
-// size prints bytes for people.
-func size(n int64) string {
+// sizeText prints bytes for people.
+func sizeText(n int64) string {
 	const unit = 1024
 	if n < unit {
 		return fmt.Sprintf("%d B", n)
@@ -62,7 +62,7 @@ func (p *progress) show(what string, done, total int64) {
 	rate := float64(done-p.first) / now.Sub(p.started).Seconds()
 	fmt.Fprintf(p.out, "\r%s [%s%s] %3d%% %s of %s, %s/s\x1b[K", what,
 		strings.Repeat("#", filled), strings.Repeat(".", width-filled), 100*done/total,
-		size(done), size(total), size(int64(rate)))
+		sizeText(done), sizeText(total), sizeText(int64(rate)))
 }
 
 func (p *progress) end() {

@@ -63,7 +63,7 @@ func statusText(s control.Status) string {
 			daemon = fmt.Sprintf("daemon %d", d.DaemonPID)
 		}
 		fmt.Fprintf(&b, "\n%s\n  devnode  %s, %s, %d pending\n  present  %s of %s in %d files\n  reads    %d present, %d missed\n",
-			d.Dir, d.Devnode, daemon, d.Pending, size(d.Present), size(d.Size), d.Files, d.Hits, d.Misses)
+			d.Dir, d.Devnode, daemon, d.Pending, sizeText(d.Present), sizeText(d.Size), d.Files, d.Hits, d.Misses)
 	}
 	for _, u := range s.Unguarded {
 		fmt.Fprintf(&b, "\nUNGUARDED from %s to %s: readers may have seen zeros in\n  %s\n",
@@ -84,8 +84,8 @@ func attachedText(b *strings.Builder, f control.Attached) {
 		percent = 100 * float64(f.Present) / float64(f.Size)
 	}
 	fmt.Fprintf(b, "\n%s\n  source   %s\n  object   %.12s\n  present  %s of %s (%.1f%%), verified: %s\n  reads    %d present, %d missed; %s fetched in %d requests\n",
-		f.File, f.Source, f.Object, size(f.Present), size(f.Size), percent, f.Verified,
-		f.Hits, f.Misses, size(f.Fetched), f.Requests)
+		f.File, f.Source, f.Object, sizeText(f.Present), sizeText(f.Size), percent, f.Verified,
+		f.Hits, f.Misses, sizeText(f.Fetched), f.Requests)
 	if !f.Ranges {
 		fmt.Fprintf(b, "  note     the server does not serve ranges: downloaded once, in order\n")
 	}
