@@ -93,7 +93,8 @@ func loadHeader(f file) (header, error) {
 		}
 	}
 	var newer *VersionError
-	if errors.As(err, &newer) {
+	var other errOther
+	if errors.As(err, &newer) || errors.As(err, &other) {
 		return header{}, err
 	}
 	return header{}, errOther{"presence header: " + err.Error()}
