@@ -89,7 +89,7 @@ func TestWaitsBetweenStarts(t *testing.T) {
 			if !slices.Equal(fake.waits, c.want) {
 				t.Errorf("waits %v", fake.waits)
 			}
-			if got := strings.Count(strings.Join(events, ";"), "unattended event pipe pipe table;attended"); c.step < goodLife && got < 3 {
+			if got := strings.Count(strings.Join(events, ";"), "unattended event pipe-r pipe-w table;attended"); c.step < goodLife && got < 3 {
 				t.Errorf("unattended %d times: %q", got, events)
 			}
 			if i := slices.Index(events, "unattended"); c.step == goodLife && i >= 0 {
@@ -110,7 +110,7 @@ func TestProgramThatVanishesIsWaitedFor(t *testing.T) {
 	}
 	f.signal(number(t, up, "pid"), syscall.SIGKILL)
 	f.expect("event " + StartFailed)
-	f.expect("unattended event pipe pipe table")
+	f.expect("unattended event pipe-r pipe-w table")
 	f.expect("attended")
 	if err := os.Rename(path+"-away", path); err != nil {
 		t.Fatal(err)

@@ -57,7 +57,8 @@ const (
 	EnvState = "LACUNA_KEEPER_STATE"
 )
 
-// Held are descriptors by name, in the order in which they were pushed.
+// Held are descriptors by name. Those that share a name come in no particular
+// order: systemd hands out first what was pushed last.
 type Held map[string][]*sys.FD
 
 // Options are what Run needs to know. Functions may be nil.

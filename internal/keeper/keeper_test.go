@@ -17,7 +17,7 @@ import (
 
 var seed = flag.Uint64("seed", 0, "of the random moments; 0: of the clock")
 
-const allHeld = "event,pipe,pipe,table"
+const allHeld = "event,pipe-r,pipe-w,table"
 
 func self(t *testing.T) string {
 	t.Helper()
@@ -79,7 +79,7 @@ func TestDescriptorsSurviveFiftyKilledWorkers(t *testing.T) {
 	}
 	f.signal(keeper, syscall.SIGTERM)
 	f.expect("bye")
-	f.expect("last stop event pipe pipe table")
+	f.expect("last stop event pipe-r pipe-w table")
 	f.expectEnd()
 	if got := f.exit(); got != 0 {
 		t.Errorf("exit status %d", got)
@@ -141,12 +141,12 @@ func TestStopOrder(t *testing.T) {
 		order = append(order, line)
 	}
 	// Requests are denied all the while, and what is held is open.
-	deny := slices.Index(order, "unattended event pipe pipe table")
+	deny := slices.Index(order, "unattended event pipe-r pipe-w table")
 	rest := slices.Delete(slices.Clone(order), deny, deny+1)
 	want := []string{
-		"last stop event pipe pipe table", "event " + LastStopError,
-		"last stop event pipe pipe table", "event " + LastStopError,
-		"last stop event pipe pipe table", "attended", "keeper ends",
+		"last stop event pipe-r pipe-w table", "event " + LastStopError,
+		"last stop event pipe-r pipe-w table", "event " + LastStopError,
+		"last stop event pipe-r pipe-w table", "attended", "keeper ends",
 	}
 	if !slices.Equal(rest, want) {
 		t.Errorf("order %q", order)
@@ -161,7 +161,7 @@ func TestStubbornWorkerIsKilled(t *testing.T) {
 	f.expect("up ")
 	f.signal(f.cmd.Process.Pid, syscall.SIGINT)
 	f.expect("event " + Killed)
-	f.expect("last stop event pipe pipe table")
+	f.expect("last stop event pipe-r pipe-w table")
 	f.expectEnd()
 	if got := f.exit(); got != 1 {
 		t.Errorf("exit status %d", got)
@@ -185,7 +185,7 @@ func TestPushes(t *testing.T) {
 	f.send("push-and-die last")
 	f.expect("dying <nil>")
 	up := f.expect("up ")
-	if got := field(t, up, "held"); got != "event,last,new,pipe,pipe,table" {
+	if got := field(t, up, "held"); got != "event,last,new,pipe-r,pipe-w,table" {
 		t.Errorf("held %s", got)
 	}
 	f.send("remove new")
@@ -200,7 +200,7 @@ func TestPushes(t *testing.T) {
 		f.expect("pushed <nil>")
 	}
 	f.signal(number(t, up, "pid"), syscall.SIGKILL)
-	if got := field(t, f.expect("up "), "held"); got != "event,more,more,more,more,pipe,pipe,table" {
+	if got := field(t, f.expect("up "), "held"); got != "event,more,more,more,more,pipe-r,pipe-w,table" {
 		t.Errorf("held %s", got)
 	}
 	f.signal(keeper, syscall.SIGTERM)
@@ -234,7 +234,7 @@ func TestMessagesThatAreRefused(t *testing.T) {
 		t.Errorf("descriptors\nbefore %q\nafter  %q", before, after)
 	}
 	f.signal(keeper, syscall.SIGTERM)
-	f.expect("last stop event pipe pipe table")
+	f.expect("last stop event pipe-r pipe-w table")
 	f.expectEnd()
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("the socket is left: %v", err)

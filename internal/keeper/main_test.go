@@ -123,8 +123,11 @@ func workerMain() int {
 	}
 	say("up pid=%d keeper=%d version=%s address=%s held=%s count=%d", os.Getpid(), c.KeeperPID(),
 		version(), os.Getenv(EnvSocket), strings.ReplaceAll(names(held), " ", ","), w.count)
-	if what == "crashes" {
+	switch what {
+	case "crashes":
 		return 9
+	case "suicidal":
+		return w.suicide()
 	}
 	commands := make(chan string)
 	go func() {
@@ -178,7 +181,7 @@ func (w *testProcess) begin() error {
 		return err
 	}
 	ne := binary.NativeEndian
-	inode, err := sys.InodeOf(w.held["pipe"][0].Int())
+	inode, err := sys.InodeOf(w.held["pipe-r"][0].Int())
 	if err != nil {
 		return err
 	}
@@ -187,7 +190,7 @@ func (w *testProcess) begin() error {
 	}
 	w.count = ne.Uint64(table.Bytes[8:]) + 1
 	ne.PutUint64(table.Bytes[8:], w.count)
-	if _, err := syscall.Write(w.held["pipe"][1].Int(), []byte{'x'}); err != nil {
+	if _, err := syscall.Write(w.held["pipe-w"][0].Int(), []byte{'x'}); err != nil {
 		return err
 	}
 	if _, err := syscall.Write(w.held["event"][0].Int(), ne.AppendUint64(nil, 1)); err != nil {
@@ -211,9 +214,10 @@ func (w *testProcess) create() error {
 		return errno
 	}
 	w.held = Held{
-		"table": {table},
-		"pipe":  {sys.NewFD(pipe[0]), sys.NewFD(pipe[1])},
-		"event": {sys.NewFD(int(event))},
+		"table":  {table},
+		"pipe-r": {sys.NewFD(pipe[0])},
+		"pipe-w": {sys.NewFD(pipe[1])},
+		"event":  {sys.NewFD(int(event))},
 	}
 	inode, err := sys.InodeOf(pipe[0])
 	if err != nil {
@@ -227,8 +231,31 @@ func (w *testProcess) create() error {
 	}
 	c := w.client
 	return errors.Join(c.Push("table", table),
-		c.Push("pipe", w.held["pipe"][0]), c.Push("pipe", w.held["pipe"][1]),
+		c.Push("pipe-r", w.held["pipe-r"][0]), c.Push("pipe-w", w.held["pipe-w"][0]),
 		c.Push("event", w.held["event"][0]), c.Barrier(context.Background()))
+}
+
+// suicide is what a worker of systemd does: four lives, in which it pushes and
+// removes one more descriptor, then a clean end.
+func (w *testProcess) suicide() int {
+	switch w.count {
+	case 3:
+		w.command("push extra")
+	case 4:
+		w.command("remove extra")
+	case 5:
+		w.command("drain")
+		const exitNow = 34 + 24 // SIGRTMIN+24 ends a user instance, systemd(1)
+		if err := errors.Join(w.client.Stopping(), syscall.Kill(w.client.KeeperPID(), exitNow)); err != nil {
+			say("worker: %v", err)
+			return 1
+		}
+		return 0
+	}
+	if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+		say("worker: %v", err)
+	}
+	return 1
 }
 
 // command does one line of the test's standard input; -1: go on.
@@ -245,7 +272,7 @@ func (w *testProcess) command(line string) int {
 		return n
 	case "drain":
 		buf := make([]byte, 4096)
-		n, _ := syscall.Read(w.held["pipe"][0].Int(), buf)
+		n, _ := syscall.Read(w.held["pipe-r"][0].Int(), buf)
 		k, _ := syscall.Read(w.held["event"][0].Int(), buf[2048:])
 		say("drained %d %d", n, binary.NativeEndian.Uint64(buf[2048:])*uint64(k/8))
 	case "push":

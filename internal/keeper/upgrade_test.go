@@ -46,7 +46,7 @@ func TestUpgradeRunsTheProgramOnDisk(t *testing.T) {
 	}
 	f.expect("up ")
 	f.signal(keeper, syscall.SIGTERM)
-	f.expect("last stop event pipe pipe table")
+	f.expect("last stop event pipe-r pipe-w table")
 	lines := f.expectEnd()
 	if slices.Contains(lines, "first ready") {
 		t.Error("OnReady was called twice")
@@ -138,7 +138,7 @@ func TestStopDuringUpgradeIsNotLost(t *testing.T) {
 		f.signal(f.cmd.Process.Pid, syscall.SIGHUP)
 		f.signal(f.cmd.Process.Pid, syscall.SIGHUP)
 		f.signal(f.cmd.Process.Pid, syscall.SIGTERM)
-		f.expect("last stop event pipe pipe table")
+		f.expect("last stop event pipe-r pipe-w table")
 		f.expectEnd()
 		if got := f.exit(); got != 0 {
 			t.Errorf("exit status %d", got)
@@ -154,7 +154,7 @@ func TestUpgradeWhileNoWorkerRuns(t *testing.T) {
 		f.expect("event " + Upgraded)
 	}
 	f.signal(f.cmd.Process.Pid, syscall.SIGTERM)
-	f.expect("last stop event pipe pipe table")
+	f.expect("last stop event pipe-r pipe-w table")
 	f.expectEnd()
 }
 
@@ -200,7 +200,7 @@ func TestNewKeeperAfterTheOldWasKilled(t *testing.T) {
 	keeper = number(t, f.expect("new keeper "), "pid")
 	f.signal(keeper, syscall.SIGTERM)
 	f.expect("bye")
-	f.expect("last stop event pipe pipe table")
+	f.expect("last stop event pipe-r pipe-w table")
 	f.expect("keeper ends: 0 <nil>")
 	f.expectEnd()
 }
