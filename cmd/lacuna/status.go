@@ -86,6 +86,9 @@ func attachedText(b *strings.Builder, f control.Attached) {
 	fmt.Fprintf(b, "\n%s\n  source   %s\n  object   %.12s\n  present  %s of %s (%.1f%%), verified: %s\n  reads    %d present, %d missed; %s fetched in %d requests\n",
 		f.File, f.Source, f.Object, sizeText(f.Present), sizeText(f.Size), percent, f.Verified,
 		f.Hits, f.Misses, sizeText(f.Fetched), f.Requests)
+	if f.Requests > 0 {
+		fmt.Fprintf(b, "  latency  of the source: p50 %s, p99 %s\n", f.SourceP50.Round(time.Microsecond), f.SourceP99.Round(time.Microsecond))
+	}
 	if !f.Ranges {
 		fmt.Fprintf(b, "  note     the server does not serve ranges: downloaded once, in order\n")
 	}

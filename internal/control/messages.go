@@ -134,9 +134,12 @@ type Attached struct {
 	Verified string `json:"verified"`
 	Hits     uint64 `json:"hits"`
 	Misses   uint64 `json:"misses"`
-	// Requests made to the source, and bytes fetched from it.
-	Requests uint64 `json:"requests"`
-	Fetched  int64  `json:"fetched"`
+	// Requests made to the source since the worker started, bytes fetched
+	// from it, and the time from a request to its first byte, nanoseconds.
+	Requests  uint64        `json:"requests"`
+	Fetched   int64         `json:"fetched"`
+	SourceP50 time.Duration `json:"source_latency_p50_ns"`
+	SourceP99 time.Duration `json:"source_latency_p99_ns"`
 	// Error says why no more is fetched, if that is so.
 	Error string `json:"error,omitempty"`
 }

@@ -125,9 +125,7 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 		}
 	}
 	c := i.s.Config
-	i.sources = newOpener(i.s, func(name string, err error, wait time.Duration) {
-		i.log.Warn("source fails, trying again", "source", name, "wait", wait, "err", err)
-	})
+	i.sources = newOpener(i.s, i.log)
 	i.fetcher = fetch.New(fetch.Options{
 		Memory: int64(c.Memory), Conns: c.ConnsPerHost,
 		Group: func(id ondemand.ObjectID, _ source.Blob) string {

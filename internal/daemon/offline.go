@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"path/filepath"
-	"time"
 
 	"github.com/lacunafs/lacuna/internal/config"
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -49,7 +49,7 @@ func SourceOf(c config.Config, version string, raw json.RawMessage) (blob source
 	if err := json.Unmarshal(raw, &where); err != nil {
 		return nil, nil, fmt.Errorf("read the description of the source: %w", err)
 	}
-	sources := newOpener(Settings{Config: c, Version: version}, func(string, error, time.Duration) {})
+	sources := newOpener(Settings{Config: c, Version: version}, slog.New(slog.DiscardHandler))
 	blob, err = sources.reopen(where)
 	if err != nil {
 		return nil, nil, err

@@ -7,10 +7,12 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/control"
@@ -18,7 +20,9 @@ import (
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/file"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
+	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/source/retry"
+	"github.com/lacunafs/lacuna/internal/source/trace"
 )
 
 // origin describes where an object's bytes come from; it is the Source of the
@@ -67,11 +71,12 @@ func (o origin) id(sha string) (ondemand.ObjectID, error) {
 type opener struct {
 	http    *http.Transport
 	options httprange.Options
-	onRetry func(name string, err error, wait time.Duration)
+	log     *slog.Logger
+	groups  sync.Map // host -> *limit.Group
 }
 
-func newOpener(s Settings, onRetry func(string, error, time.Duration)) *opener {
-	o := &opener{onRetry: onRetry}
+func newOpener(s Settings, log *slog.Logger) *opener {
+	o := &opener{log: log}
 	o.options = httprange.Options{
 		UserAgent: "lacuna/" + s.Version, Stall: time.Duration(s.Config.Stall),
 		ConnsPerHost: s.Config.ConnsPerHost, Proxy: http.ProxyFromEnvironment,
@@ -130,9 +135,30 @@ func (o *opener) reopen(where origin) (source.Blob, error) {
 	return o.wrap(where, blob), nil
 }
 
+// tracedBlob is a blob with what was counted of its requests.
+type tracedBlob struct {
+	source.Wrapper
+	tally *trace.Tally
+}
+
+// wrap adds, from the inside out: counting of each attempt, a bound on the
+// attempts to one host, which holds for all blobs together and is free while one
+// waits to try again, and the trying again.
 func (o *opener) wrap(where origin, blob source.Blob) source.Blob {
 	name := where.redacted()
-	return retry.Wrap(blob, retry.Policy{Failed: func(_ int, err error, wait time.Duration) {
-		o.onRetry(name, err, wait)
+	tally := trace.NewTally(func(r trace.Request) { o.log.Debug("asked the source", "source", name, "request", r) })
+	group, _ := o.groups.LoadOrStore(where.host(), limit.NewGroup(o.options.ConnsPerHost))
+	blob = group.(*limit.Group).Demand(tally.Wrap(blob)) //nolint:errcheck,forcetypeassert // only Groups are put in
+	blob = retry.Wrap(blob, retry.Policy{Failed: func(_ int, err error, wait time.Duration) {
+		o.log.Warn("source fails, trying again", "source", name, "wait", wait, "err", err)
 	}})
+	return &tracedBlob{source.Wrapper{Blob: blob}, tally}
+}
+
+// statsOf is what was counted of the blob's requests.
+func statsOf(b source.Blob) trace.Stats {
+	if t, ok := b.(*tracedBlob); ok {
+		return t.tally.Snapshot()
+	}
+	return trace.Stats{}
 }

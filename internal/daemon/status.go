@@ -56,7 +56,9 @@ func (i *Instance) attachedStatus(f *attachedFile) control.Attached {
 	default:
 		fetched.Verified = "unverifiable"
 	}
-	fetched.Requests, fetched.Fetched = uint64(st.Requests), st.Fetched
+	asked := statsOf(o.blob)
+	fetched.Requests, fetched.Fetched = uint64(asked.Requests), asked.Bytes
+	fetched.SourceP50, fetched.SourceP99 = asked.FirstByte.Quantile(0.50), asked.FirstByte.Quantile(0.99)
 	if st.Err != nil {
 		fetched.Error = st.Err.Error()
 	}
