@@ -6,9 +6,13 @@ const (
 	quickStarts = 3
 	firstWait   = 100 * time.Millisecond
 	longestWait = 5 * time.Second
+	// readyWait is the longest wait after a worker that had become ready. It is
+	// shorter than unattendedFrom: readers sleep on rather than get errors, as
+	// their own deadlines, which run on from worker to worker, allow.
+	readyWait = 500 * time.Millisecond
 	// goodLife is how long a worker has to live for its end not to be counted
 	// with those before.
-	goodLife = 10 * time.Second
+	goodLife = 2 * time.Second
 	// unattendedFrom is the shortest wait in which requests are denied rather
 	// than left for the next worker.
 	unattendedFrom = time.Second
@@ -17,9 +21,9 @@ const (
 // backoff says how long to wait before a worker is started again.
 type backoff struct{ ends int }
 
-// next is the wait after the end of a worker that has lived for so long; 0 for
-// one that could not be started.
-func (b *backoff) next(lived time.Duration) time.Duration {
+// next is the wait after the end of a worker that has lived for so long, and
+// had become ready or not; 0 and false for one that could not be started.
+func (b *backoff) next(lived time.Duration, ready bool) time.Duration {
 	if lived >= goodLife {
 		b.ends = 0
 	}
@@ -27,11 +31,12 @@ func (b *backoff) next(lived time.Duration) time.Duration {
 	if b.ends <= quickStarts {
 		return 0
 	}
-	doublings := b.ends - quickStarts - 1
-	if doublings >= 6 { // 100 ms doubled six times is above the longest wait
-		return longestWait
+	longest := longestWait
+	if ready {
+		longest = readyWait
 	}
-	return firstWait << doublings
+	// 100 ms doubled six times is above the longest wait.
+	return min(firstWait<<min(b.ends-quickStarts-1, 6), longest)
 }
 
 // clock is time as the supervisor sees it.

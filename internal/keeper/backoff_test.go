@@ -47,14 +47,19 @@ func (c *fakeClock) clock() clock {
 
 func TestWaitsBetweenStarts(t *testing.T) {
 	const ms = time.Millisecond
+	// The first worker is ready in all cases, or the keeper would end with it.
 	want := []time.Duration{0, 0, 0, 100 * ms, 200 * ms, 400 * ms, 800 * ms, 1600 * ms, 3200 * ms,
 		5000 * ms, 5000 * ms}
 	for name, c := range map[string]struct {
-		step time.Duration
-		want []time.Duration
+		worker     string
+		step       time.Duration
+		want       []time.Duration
+		unattended int
 	}{
-		"short lives": {time.Second, want},
-		"good lives":  {goodLife, make([]time.Duration, len(want))},
+		"never ready again": {"fails", time.Second, want, 3},
+		"short lives": {"crashes", time.Second, []time.Duration{0, 0, 0, 100 * ms, 200 * ms, 400 * ms,
+			500 * ms, 500 * ms, 500 * ms, 500 * ms, 500 * ms}, 0},
+		"good lives": {"crashes", goodLife, make([]time.Duration, len(want)), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -72,7 +77,7 @@ func TestWaitsBetweenStarts(t *testing.T) {
 				events = append(events, fmt.Sprintf(format, args...))
 			}
 			exit, err := Run(ctx, Options{
-				Env:         append(os.Environ(), testRole+"=1", testWorker+"=crashes", "GORACE=atexit_sleep_ms=0"),
+				Env:         append(os.Environ(), testRole+"=1", testWorker+"="+c.worker, "GORACE=atexit_sleep_ms=0"),
 				StopTimeout: time.Hour, HandOverTimeout: time.Hour,
 				OnEvent: func(e Event) { note("%s", e.What) },
 				Unattended: func(ctx context.Context, held Held) error {
@@ -89,11 +94,11 @@ func TestWaitsBetweenStarts(t *testing.T) {
 			if !slices.Equal(fake.waits, c.want) {
 				t.Errorf("waits %v", fake.waits)
 			}
-			if got := strings.Count(strings.Join(events, ";"), "unattended event pipe-r pipe-w table;attended"); c.step < goodLife && got < 3 {
+			if got := strings.Count(strings.Join(events, ";"), "unattended event pipe-r pipe-w table;attended"); got < c.unattended {
 				t.Errorf("unattended %d times: %q", got, events)
 			}
-			if i := slices.Index(events, "unattended"); c.step == goodLife && i >= 0 {
-				t.Errorf("unattended without a wait: %q", events)
+			if c.unattended == 0 && strings.Contains(strings.Join(events, ";"), "unattended") {
+				t.Errorf("readers were denied in a short wait: %q", events)
 			}
 		})
 	}

@@ -116,6 +116,9 @@ func workerMain() int {
 	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1)
+	if what == "fails" && len(held) > 0 { // not the first one
+		return 9
+	}
 	w := &testProcess{client: c, held: held, what: what}
 	if err := w.begin(); err != nil {
 		say("worker: %v", err)
@@ -124,7 +127,7 @@ func workerMain() int {
 	say("up pid=%d keeper=%d version=%s address=%s held=%s count=%d", os.Getpid(), c.KeeperPID(),
 		version(), os.Getenv(EnvSocket), strings.ReplaceAll(names(held), " ", ","), w.count)
 	switch what {
-	case "crashes":
+	case "crashes", "fails":
 		return 9
 	case "suicidal":
 		return w.suicide()

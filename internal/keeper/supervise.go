@@ -86,9 +86,9 @@ func (s *supervisor) run(ctx context.Context) (int, error) {
 		}
 	}
 	for {
-		lived, end := s.attend(ctx)
+		last, end := s.attend(ctx)
 		if end == nil {
-			end = s.pause(ctx, s.ends.next(lived))
+			end = s.pause(ctx, s.ends.next(last.lived, last.ready))
 		}
 		if end != nil {
 			return s.finish(*end)
@@ -96,19 +96,25 @@ func (s *supervisor) run(ctx context.Context) (int, error) {
 	}
 }
 
-// attend starts a worker where none runs and waits for its end. It returns how
-// long the worker lived, or that the keeper has to end.
-func (s *supervisor) attend(ctx context.Context) (time.Duration, *ending) {
+// lifetime is how long a worker has lived and whether it had become ready.
+type lifetime struct {
+	lived time.Duration
+	ready bool
+}
+
+// attend starts a worker where none runs and waits for its end. It returns the
+// worker's lifetime, or that the keeper has to end.
+func (s *supervisor) attend(ctx context.Context) (lifetime, *ending) {
 	if s.worker == nil {
 		if ctx.Err() != nil {
-			return 0, &ending{}
+			return lifetime{}, &ending{}
 		}
 		if err := s.start(); err != nil {
 			s.opt.OnEvent(Event{What: StartFailed, Err: err})
 			if !s.inbox.everReady() {
-				return 0, &ending{status: 1, err: err}
+				return lifetime{}, &ending{status: 1, err: err}
 			}
-			return 0, nil
+			return lifetime{}, nil
 		}
 	}
 	for {
@@ -117,11 +123,11 @@ func (s *supervisor) attend(ctx context.Context) (time.Duration, *ending) {
 			return s.ended()
 		case sig := <-s.signals:
 			if sig != syscall.SIGHUP {
-				return 0, s.stop()
+				return lifetime{}, s.stop()
 			}
 			s.opt.OnEvent(Event{What: UpgradeRefused, Err: s.reexec(ctx)})
 		case <-ctx.Done():
-			return 0, s.stop()
+			return lifetime{}, s.stop()
 		}
 	}
 }
@@ -139,19 +145,19 @@ func (s *supervisor) start() error {
 }
 
 // ended decides what follows from the worker's end.
-func (s *supervisor) ended() (time.Duration, *ending) {
+func (s *supervisor) ended() (lifetime, *ending) {
 	w, life, status := s.clear()
 	err := fmt.Errorf("worker %d ended with status %d", w.pid, status)
 	switch {
 	case life.stopping && status == 0:
-		return 0, &ending{clean: true}
+		return lifetime{}, &ending{clean: true}
 	case life.stopping, !life.everReady && status != 0:
-		return 0, &ending{status: status, err: err}
+		return lifetime{}, &ending{status: status, err: err}
 	case !life.everReady:
 		// It went without a word, and nothing is known to be undone.
-		return 0, &ending{}
+		return lifetime{}, &ending{}
 	}
-	return s.opt.clock.now().Sub(w.started), nil
+	return lifetime{s.opt.clock.now().Sub(w.started), life.ready}, nil
 }
 
 // clear takes leave of the dead worker.
