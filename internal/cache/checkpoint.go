@@ -111,15 +111,9 @@ func (o *Object) lose(fresh []ondemand.Range) {
 	}
 }
 
-// forgetDurably brings to disk that blocks are missing, where an earlier
-// attempt failed.
+// forgetDurably brings to disk that blocks are missing, where an Invalidate is
+// at it or has failed.
 func (o *Object) forgetDurably() error {
-	o.filling.RLock()
-	todo := o.unforgotten && !o.closed
-	o.filling.RUnlock()
-	if !todo {
-		return nil
-	}
 	o.saving.Lock()
 	defer o.saving.Unlock()
 	if o.closed {

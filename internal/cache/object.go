@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -137,19 +136,10 @@ func (o *Object) Fill(p []byte, off int64) error {
 
 // fill is Fill of a good range; last when no block is missing afterwards.
 func (o *Object) fill(p []byte, r ondemand.Range) (last bool, err error) {
-	if err := o.forgetDurably(); err != nil {
+	if err := o.beginFill(); err != nil {
 		return false, err
 	}
-	o.filling.RLock()
 	defer o.filling.RUnlock()
-	switch {
-	case o.root.readOnly:
-		return false, ErrReadOnly
-	case o.closed:
-		return false, ErrClosed
-	case o.unforgotten:
-		return false, errors.New("blocks that were forgotten are still recorded on disk")
-	}
 	missing := o.presence.Missing(r)
 	for _, m := range missing {
 		if err := writeAll(o.data, p[m.Off-r.Off:m.End()-r.Off], m.Off); err != nil {
@@ -161,6 +151,27 @@ func (o *Object) fill(p []byte, r ondemand.Range) (last bool, err error) {
 		o.presence.Set(m)
 	}
 	return len(missing) > 0 && o.presence.Complete(), nil
+}
+
+// beginFill takes filling for reading, once disk claims nothing that is missing.
+func (o *Object) beginFill() error {
+	for {
+		o.filling.RLock()
+		switch {
+		case o.root.readOnly:
+			o.filling.RUnlock()
+			return ErrReadOnly
+		case o.closed:
+			o.filling.RUnlock()
+			return ErrClosed
+		case !o.unforgotten:
+			return nil
+		}
+		o.filling.RUnlock()
+		if err := o.forgetDurably(); err != nil {
+			return err
+		}
+	}
 }
 
 // noteFresh remembers that r is written and not yet durable.

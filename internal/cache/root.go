@@ -65,13 +65,13 @@ func OpenRoot(dir string, o RootOptions) (*Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache root: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open cache root: %w", err)
-	}
 	if !o.AllowAnyFilesystem {
 		if err := checkFilesystem(dir); err != nil {
 			return nil, err
 		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open cache root: %w", err)
 	}
 	lock, lastBeat, err := takeLock(dir, o.Lock, o.Holder)
 	var inUse *InUseError
@@ -92,10 +92,16 @@ func OpenRoot(dir string, o RootOptions) (*Root, error) {
 	return r, nil
 }
 
-// checkFilesystem tells whether files below dir can raise pre-content events:
-// the filesystems that set FS_ALLOW_HSM (Linux 6.14: ext4, xfs, btrfs).
+// checkFilesystem tells whether files below dir, which need not exist yet, can
+// raise pre-content events: the filesystems that set FS_ALLOW_HSM (Linux 6.14:
+// ext4, xfs, btrfs).
 func checkFilesystem(dir string) error {
-	name, err := sys.FilesystemType(dir)
+	there := dir
+	name, err := sys.FilesystemType(there)
+	for errors.Is(err, os.ErrNotExist) && there != filepath.Dir(there) {
+		there = filepath.Dir(there)
+		name, err = sys.FilesystemType(there)
+	}
 	if err != nil {
 		return fmt.Errorf("open cache root: %w", err)
 	}
