@@ -91,6 +91,7 @@ var rules = []rule{
 	{from: "sys"},
 	{from: "config"},
 	{from: "depcheck"},
+	{from: "leaktest", may: []string{"sys"}},
 	{from: "features/featurestest", may: []string{"features"}},
 	{from: "features", may: []string{"sys"}},
 	{from: "ondemand"},
@@ -125,9 +126,9 @@ var rules = []rule{
 
 // testSupport may be imported by any test, besides what its package may import.
 var testSupport = []string{
-	"features/featurestest", "ondemand/ondemandtest/...", "source/sourcetest/...",
+	"features/featurestest", "ondemand/ondemandtest/...", "source/sourcetest/...", "leaktest",
 	// Tests of the upper packages use real ones of the lower.
-	"features", "sys", "ondemand", "source/mem", "source", "devnode",
+	"features", "sys", "ondemand", "source/mem", "source",
 }
 
 // short is pkg as the rules write it, and whether it is ours.
@@ -186,8 +187,8 @@ var owners = map[string][]string{
 	"github.com/pelletier/go-toml":    {"config"},
 	"github.com/rogpeppe/go-internal": nil,
 	"pgregory.net/rapid":              {"ondemand/ondemandtest", "source/sourcetest"},
-	"go.uber.org/goleak":              {"ondemand/ondemandtest", "source/sourcetest"},
-	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "features/featurestest", "test/..."},
+	"go.uber.org/goleak":              {"ondemand/ondemandtest", "source/sourcetest", "leaktest"},
+	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "features/featurestest", "leaktest", "test/..."},
 	"log":                             {"daemon/...", "cmd/lacuna", "examples/..."},
 }
 
