@@ -147,7 +147,7 @@ func TestStopDuringUpgradeIsNotLost(t *testing.T) {
 }
 
 func TestUpgradeWhileNoWorkerRuns(t *testing.T) {
-	f := startFamily(t, self(t), "crashes")
+	f := startFamily(t, self(t), "fails")
 	for range 3 {
 		f.expect("unattended ")
 		f.signal(f.cmd.Process.Pid, syscall.SIGHUP)
