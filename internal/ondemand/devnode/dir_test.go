@@ -2,10 +2,14 @@ package devnode
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
@@ -145,6 +149,28 @@ func TestMalformedRecordIsRefused(t *testing.T) {
 		}
 		if fd.Int() >= 0 {
 			t.Errorf("%s: the record is left open", name)
+		}
+	}
+}
+
+func TestBitmapKeepsPresence(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Log("seed", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	for range 200 {
+		size := 1 + rnd.Int64N(300*4096)
+		m := bitmap{new(sync.Mutex), make([]byte, bitmapLen(size))}
+		want := ondemand.NewPresence(size)
+		for range rnd.IntN(10) {
+			r := ondemand.Range{Off: rnd.Int64N(size), Len: 1 + rnd.Int64N(size)}.Blocks(size)
+			want.Set(r)
+			m.set(r)
+		}
+		got := ondemand.NewPresence(size)
+		m.load(got)
+		all := ondemand.Range{Len: size}
+		if !slices.Equal(got.Present(all), want.Present(all)) {
+			t.Fatalf("size %d: %v, want %v", size, got.Present(all), want.Present(all))
 		}
 	}
 }

@@ -60,20 +60,34 @@ func (m bitmap) set(r ondemand.Range) {
 	}
 }
 
-// load copies what is recorded into p.
+// load copies what is recorded into p, a run at a time.
 func (m bitmap) load(p *ondemand.Presence) {
 	blocks := ondemand.BlockCount(p.Size())
-	for b := int64(0); b < blocks; {
-		if m.bits[b/8] == 0 {
-			b = (b/8 + 1) * 8
-			continue
-		}
-		if m.bits[b/8]&(1<<(b%8)) != 0 {
-			off := b * ondemand.BlockSize
-			p.Set(ondemand.Range{Off: off, Len: min(ondemand.BlockSize, p.Size()-off)})
-		}
-		b++
+	for b := m.next(0, blocks, true); b < blocks; {
+		end := m.next(b, blocks, false)
+		off := b * ondemand.BlockSize
+		p.Set(ondemand.Range{Off: off, Len: min(end*ondemand.BlockSize, p.Size()) - off})
+		b = m.next(end, blocks, true)
 	}
+}
+
+// next is the first block at or behind b whose bit is want, or blocks.
+func (m bitmap) next(b, blocks int64, want bool) int64 {
+	skip := byte(0xff) // a byte without any bit that is wanted
+	if want {
+		skip = 0
+	}
+	for b < blocks {
+		switch bits := m.bits[b/8]; {
+		case bits == skip:
+			b = (b/8 + 1) * 8
+		case bits&(1<<(b%8)) != 0 == want:
+			return b
+		default:
+			b++
+		}
+	}
+	return blocks
 }
 
 func bitmapLen(size int64) int64 { return (ondemand.BlockCount(size) + 7) / 8 }
