@@ -50,7 +50,7 @@ func TestCheckpointComesInTime(t *testing.T) {
 		time.Sleep(10 * checkpointAge)
 		synctest.Wait()
 		if syncs.Load() != 1 {
-			t.Errorf("%d checkpoints with nothing filled", *syncs)
+			t.Errorf("%d checkpoints with nothing filled", syncs.Load())
 		}
 		for off := int64(0); off < checkpointBytes; off += 1 << 20 {
 			must(t, o.Fill(data, 1<<20+off))

@@ -154,8 +154,9 @@ func readMeta(d disk, dir string, id ondemand.ObjectID) (m Meta, err error) {
 	return m, nil
 }
 
-// writeFile makes a file of this content, durable but for its name.
-func writeFile(d disk, name string, b []byte) (err error) {
+// writeFile makes a file of this content; durable ones, but for their name, before
+// it returns.
+func writeFile(d disk, name string, b []byte, durable bool) (err error) {
 	f, err := d.Create(name, 0o600)
 	if err != nil {
 		return err
@@ -164,8 +165,10 @@ func writeFile(d disk, name string, b []byte) (err error) {
 	if err := writeAll(f, b, 0); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	if err := f.Datasync(); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+	if durable {
+		if err := f.Datasync(); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
 	}
 	return nil
 }
@@ -186,7 +189,7 @@ func replaceMeta(d disk, dir string, m Meta) error {
 		return err
 	}
 	name := path.Join(dir, metaName)
-	if err := writeFile(d, name+newSuffix, b); err != nil {
+	if err := writeFile(d, name+newSuffix, b, true); err != nil {
 		return err
 	}
 	if err := d.Rename(name+newSuffix, name); err != nil {

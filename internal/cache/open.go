@@ -80,8 +80,9 @@ func (r *Root) drop(o *Object) {
 	}
 }
 
-// makeLocked makes the files of a new object under a name in partial/, makes
-// them durable, and gives them their name.
+// makeLocked makes the files of a new object under a name in partial/, and gives
+// them their name. Of the files only the description is made durable: the
+// others, should a crash cost them, are found not to fit and nothing is present.
 func (r *Root) makeLocked(meta Meta) error {
 	partial, dir := r.partialName(meta.ID), objectDir(meta.ID)
 	if err := r.fillDir(partial, meta); err != nil {
@@ -117,22 +118,21 @@ func (r *Root) fillDir(dir string, meta Meta) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(r.disk, path.Join(dir, presenceName), h.encode()); err != nil {
+	if err := writeFile(r.disk, path.Join(dir, presenceName), h.encode(), false); err != nil {
 		return err
 	}
 	b, err := meta.encode()
 	if err != nil {
 		return err
 	}
-	if err := writeFile(r.disk, path.Join(dir, metaName), b); err != nil {
+	if err := writeFile(r.disk, path.Join(dir, metaName), b, true); err != nil {
 		return err
 	}
 	return r.disk.SyncDir(dir)
 }
 
-// makeData makes a data file of the right size, all hole, durable but for its
-// name. Anybody may read it who is handed a mount of it; the root's
-// permissions keep others from its path.
+// makeData makes a data file of the right size, all hole. Anybody may read it who
+// is handed a mount of it; the root's permissions keep others from its path.
 func (r *Root) makeData(dir string, size int64) (file, error) {
 	f, err := r.disk.Create(path.Join(dir, dataName), 0o644)
 	if err != nil {
@@ -152,7 +152,7 @@ func resize(f file, size int64) error {
 	if err := l.Truncate(size); err != nil {
 		return fmt.Errorf("resize data to %d: %w", size, err)
 	}
-	return f.Datasync()
+	return nil
 }
 
 // headerFor is the presence header that an object calls for, in a new epoch.
@@ -234,7 +234,7 @@ func (o *Object) load() error {
 		return err
 	}
 	if st.size != o.size && !o.root.readOnly {
-		if err := resize(o.data, o.size); err != nil {
+		if err := errors.Join(resize(o.data, o.size), o.data.Datasync()); err != nil {
 			return err
 		}
 	}
@@ -324,7 +324,7 @@ func (o *Object) reset(h header) error {
 		return nil
 	}
 	d, name := o.root.disk, path.Join(o.dir, presenceName)
-	if err := writeFile(d, name+newSuffix, h.encode()); err != nil {
+	if err := writeFile(d, name+newSuffix, h.encode(), true); err != nil {
 		return fmt.Errorf("reset presence: %w", err)
 	}
 	if err := d.Rename(name+newSuffix, name); err != nil {

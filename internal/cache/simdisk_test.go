@@ -399,6 +399,9 @@ func (f *simFile) Datasync() error {
 	}
 	f.n.flush(f.d.rng)
 	for _, w := range writes {
+		if w.truncate { // a size is the journal's, which does not forget
+			f.n.unsynced = append(f.n.unsynced, w)
+		}
 		for b := w.off / block; !w.truncate && b*block < w.off+int64(len(w.p)); b++ {
 			if f.d.rng.IntN(2) == 0 {
 				if old := f.n.blocks[onDisk][b]; old != nil {
