@@ -43,7 +43,12 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 		},
 		OnEvent:    func(e keeper.Event) { logEvent(log, e) },
 		Unattended: unattended,
-		LastStop:   func(keeper.Held) error { return Leftovers(s.Config.Root) },
+		LastStop: func(held keeper.Held) error {
+			if len(held[fdLock]) == 0 {
+				return nil // the root never was ours: what is mounted there is another instance's
+			}
+			return Leftovers(s.Config.Root)
+		},
 	})
 }
 

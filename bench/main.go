@@ -1,0 +1,100 @@
+// Command bench measures Lacuna beside what else can read a file behind HTTP:
+// curl to the same disk, a plain file, and rclone mount. Every figure is a ratio
+// of things measured by turns in one run, so that a slow or busy machine slows
+// both sides. It prints a Markdown table.
+//
+//	go run ./bench [-size MiB] [-rounds N] [-lacuna bin/lacuna] [-dir /var/tmp] [-only name,name]
+//
+// It needs root, nginx, curl, and for the comparison rclone and fusermount3.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+type options struct {
+	size   int64 // bytes of the file that is read
+	rounds int
+	lacuna string
+	dir    string
+	only   string
+}
+
+func main() {
+	var o options
+	mib := flag.Int64("size", 1024, "size of the file in MiB")
+	flag.IntVar(&o.rounds, "rounds", 3, "rounds; the median counts")
+	flag.StringVar(&o.lacuna, "lacuna", "bin/lacuna", "the binary to measure")
+	flag.StringVar(&o.dir, "dir", "/var/tmp", "where to work, on ext4, xfs or btrfs")
+	flag.StringVar(&o.only, "only", "", "measure only these, by name, separated by commas")
+	flag.Parse()
+	o.size = *mib << 20
+	if err := run(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// measurement is one row or more of the table.
+type measurement struct {
+	name string
+	run  func(*bench) error
+}
+
+func run(o options) (err error) {
+	b, err := newBench(o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := b.close(); err == nil {
+			err = e
+		}
+	}()
+	fmt.Println("| what | Lacuna | beside it | ratio | goal |")
+	fmt.Println("|---|---|---|---|---|")
+	for _, m := range []measurement{
+		{"sequential", coldSequential},
+		{"complete", completeObject},
+		{"event", presentEvent},
+		{"miss", missLatency},
+		{"memory", residentMemory},
+		{"rclone", besideRclone},
+	} {
+		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), m.name) {
+			continue
+		}
+		if err := m.run(b); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+	}
+	return nil
+}
+
+func row(what, ours, beside, ratio, goal string) {
+	fmt.Printf("| %s | %s | %s | %s | %s |\n", what, ours, beside, ratio, goal)
+}
+
+// median of durations; the slice is sorted.
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.0f ms", d.Seconds()*1000) }
+
+func us(d time.Duration) string { return fmt.Sprintf("%.0f µs", d.Seconds()*1e6) }
+
+func rate(n int64, d time.Duration) string {
+	return fmt.Sprintf("%s (%.0f MB/s)", ms(d), float64(n)/1e6/d.Seconds())
+}
+
+func ratio(a, b time.Duration) string { return fmt.Sprintf("%.2f", a.Seconds()/b.Seconds()) }
+
+func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
