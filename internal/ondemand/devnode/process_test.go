@@ -66,6 +66,12 @@ func TestIsDaemon(t *testing.T) {
 	if b.IsDaemon(os.Getpid()) {
 		t.Error("before anyone connected")
 	}
+	early := connect(t, b.socket)
+	early.sync()
+	if b.IsDaemon(os.Getpid()) {
+		t.Error("before bind")
+	}
+	check(t, early.Close())
 	c := b.bind(t)
 	// A grandchild with an awkward name tells its number.
 	cmd := exec.Command("sh", "-c", `sh -c 'echo $$; read x; :' ; :`)

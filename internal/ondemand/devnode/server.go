@@ -250,8 +250,9 @@ func (s *Server) Status() Status {
 func (s *Server) IsDaemon(pid int) bool {
 	s.mu.Lock()
 	c := s.session
+	bound := c != nil && c.bound
 	s.mu.Unlock()
-	if c == nil || pid <= 0 || !isBelow(pid, c.peer.PID) {
+	if !bound || pid <= 0 || !isBelow(pid, c.peer.PID) {
 		return false
 	}
 	// The number is the daemon's as long as the process has not ended: asked
