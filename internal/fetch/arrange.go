@@ -202,7 +202,7 @@ func (o *Object) endAllUnwantedLocked(streams []*stream) {
 // endUnwantedLocked ends s if nobody wants it and more than a little is left.
 func (o *Object) endUnwantedLocked(s *stream) {
 	switch {
-	case s.ahead != 0 || len(s.waiters) > 0 || s.unwanted:
+	case s.ahead != 0 || len(s.waiters) > 0 || s.unwanted || s.ended:
 	case s.queued:
 		o.endQueuedLocked(s)
 	case s.end-s.pos > drain:

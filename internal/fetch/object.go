@@ -110,30 +110,43 @@ func (o *Object) fillRange(ctx context.Context, r ondemand.Range, follow bool) e
 	}
 	defer o.leave()
 	w := &waiter{r: r, wake: make(chan struct{}, 1)}
-	o.mu.Lock()
-	o.clock++
-	w.born = o.clock
-	a := advice{head: -1}
-	if follow && !o.ordered && o.poison == nil {
-		a = o.heads.miss(widen(r, o.Size()), o.Size())
-		o.dropLocked(a.dropped)
-	}
-	done, err := o.arrangeLocked(w, a)
-	o.mu.Unlock()
+	defer o.forget(w)
+	done, err := o.arrangeFirst(w, follow)
 	for !done && err == nil {
 		select {
 		case <-w.wake:
-			o.mu.Lock()
-			done, err = o.arrangeLocked(w, advice{head: -1})
-			o.mu.Unlock()
+			done, err = o.arrange(w)
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
 	}
-	o.mu.Lock()
-	o.forgetLocked(w)
-	o.mu.Unlock()
 	return err
+}
+
+// arrangeFirst is arrange for a waiter that just came.
+func (o *Object) arrangeFirst(w *waiter, follow bool) (bool, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.clock++
+	w.born = o.clock
+	a := advice{head: -1}
+	if follow && !o.ordered && o.poison == nil {
+		a = o.heads.miss(widen(w.r, o.Size()), o.Size())
+		o.dropLocked(a.dropped)
+	}
+	return o.arrangeLocked(w, a)
+}
+
+func (o *Object) arrange(w *waiter) (bool, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.arrangeLocked(w, advice{head: -1})
+}
+
+func (o *Object) forget(w *waiter) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.forgetLocked(w)
 }
 
 func (o *Object) enter() bool {

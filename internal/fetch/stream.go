@@ -28,6 +28,7 @@ type stream struct {
 	hydrate  bool
 	queued   bool
 	unwanted bool // it ends soon without its blocks; nobody may join
+	ended    bool
 	waiters  []*waiter
 	slot     *ticket
 	memory   *ticket
@@ -74,26 +75,30 @@ func (o *Object) beginLocked(s *stream) {
 
 // run is the goroutine of a stream that was queued and is admitted.
 func (s *stream) run() {
+	if s.begin() {
+		s.work()
+	}
+}
+
+// begin begins s with what of its range is missing by now; false when that is
+// nothing, or nobody wants it any more: s has ended then.
+func (s *stream) begin() bool {
 	o := s.object
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	if s.queued {
 		o.unqueueLocked(s)
 	}
-	if s.unwanted || o.closed {
+	missing := o.cache.Missing(s.rest())
+	if s.unwanted || o.closed || len(missing) == 0 {
 		o.endLocked(s)
-		o.mu.Unlock()
-		return
+		return false
 	}
-	if missing := o.cache.Missing(s.rest()); !o.ordered && len(missing) > 0 {
+	if !o.ordered {
 		s.pos, s.end = missing[0].Off, missing[len(missing)-1].End()
-	} else if len(missing) == 0 {
-		o.endLocked(s)
-		o.mu.Unlock()
-		return
 	}
 	o.beginLocked(s)
-	o.mu.Unlock()
-	s.work()
+	return true
 }
 
 // work is the goroutine of a stream from its beginning to its end.
@@ -120,6 +125,7 @@ func (o *Object) report(err error) {
 // finishLocked takes s, which ended with err, out of what waiters may join,
 // tells them, and returns an error that none of them got.
 func (o *Object) finishLocked(s *stream, err error) error {
+	s.ended = true
 	if i := slices.Index(o.running, s); i >= 0 {
 		o.running = slices.Delete(o.running, i, i+1)
 	}
@@ -154,6 +160,7 @@ func (o *Object) finishLocked(s *stream, err error) error {
 
 // endLocked gives back what s held; nothing of it runs any more.
 func (o *Object) endLocked(s *stream) {
+	s.ended = true
 	s.wakeAllLocked()
 	if o.single == s {
 		o.single = nil
