@@ -104,8 +104,18 @@ func New(o Options) (*FrontEnd, error) {
 	}, nil
 }
 
-// Close frees what New made. Serve must have returned.
-func (f *FrontEnd) Close() error { return f.waker.Close() }
+// Close frees what New and Attach made. Marks stay: the group's holder goes on.
+// Serve must have returned.
+func (f *FrontEnd) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.waker.Close()
+	for _, a := range f.attached {
+		err = errors.Join(err, a.file.Close())
+	}
+	clear(f.attached)
+	return err
+}
 
 // Attach serves reads of the file at path as reads of object: from its return
 // on, whoever opens the file is stopped at holes. What was opened before is not.

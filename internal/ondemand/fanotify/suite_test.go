@@ -3,24 +3,18 @@ package fanotify_test
 import (
 	"context"
 	"errors"
-	"os"
 	"testing"
 
+	"github.com/lacunafs/lacuna/internal/leaktest"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
 	"github.com/lacunafs/lacuna/internal/sys"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(ondemandtest.Main(m, func() int {
-		if err := goleak.Find(); err != nil {
-			println(err.Error())
-			return 1
-		}
-		return 0
-	}))
+	ondemandtest.BeReader()
+	leaktest.Main(m)
 }
 
 // instance is a front end with a group and a table of its own.

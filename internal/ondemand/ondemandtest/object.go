@@ -2,30 +2,50 @@ package ondemandtest
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
-// Byte is the content of every test object: it is never zero, and differs from
-// object to object and from place to place.
-func Byte(seed, off int64) byte {
-	x := uint64(off)*0x9e3779b97f4a7c15 + uint64(seed)*0xbf58476d1ce4e5b9
-	x ^= x >> 29
-	return byte(x%255) + 1
+// Bytes is the content of r in the test object of that seed. No byte is zero,
+// and the content differs from object to object and from block to block.
+//
+// A block is 8 bytes of its own and then a window of the noise: making it is
+// one copy, which costs little under the race detector too.
+func Bytes(seed int64, r ondemand.Range) []byte {
+	first, skip := r.Off/ondemand.BlockSize, r.Off%ondemand.BlockSize
+	p := make([]byte, ondemand.BlockCount(skip+r.Len)*ondemand.BlockSize)
+	for at, block := 0, first; at < len(p); at, block = at+ondemand.BlockSize, block+1 {
+		h := mix(uint64(seed), uint64(block))
+		copy(p[at:at+ondemand.BlockSize], noise()[h>>48:])
+		binary.LittleEndian.PutUint64(p[at:], h|ones)
+	}
+	return p[skip : skip+r.Len : skip+r.Len]
 }
 
-// Bytes is the content of r.
-func Bytes(seed int64, r ondemand.Range) []byte {
-	p := make([]byte, r.Len)
-	for i := range p {
-		p[i] = Byte(seed, r.Off+int64(i))
+// ones keeps each byte of a word from being zero.
+const ones = 0x0101010101010101
+
+// noise is bytes that are not zero: a block may start at any of the first 1<<16.
+var noise = sync.OnceValue(func() []byte {
+	p := make([]byte, 1<<16+ondemand.BlockSize)
+	for at := 0; at < len(p); at += 8 {
+		binary.LittleEndian.PutUint64(p[at:], mix(1, uint64(at))|ones)
 	}
 	return p
+})
+
+func mix(seed, n uint64) uint64 {
+	x := n*0x9e3779b97f4a7c15 + seed*0xbf58476d1ce4e5b9
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
 }
 
 // Object is a sparse file with a presence map; Write fills a part of it.

@@ -6,6 +6,8 @@
 package ondemandtest
 
 import (
+	"bufio"
+	"encoding/binary"
 	"encoding/gob"
 	"errors"
 	"fmt"
@@ -20,26 +22,22 @@ import (
 // readerEnv makes the test binary a reader.
 const readerEnv = "LACUNA_TEST_READER"
 
-// Main runs the tests of a package whose tests use StartReader, then after, if
-// it is not nil, and returns the exit status.
-func Main(m *testing.M, after func() int) int {
-	if os.Getenv(readerEnv) != "" {
-		if err := serveReads(os.Stdin, os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return 0
+// BeReader makes this process a reader where StartReader has started it, and
+// returns only where it has not. A TestMain calls it first.
+func BeReader() {
+	if os.Getenv(readerEnv) == "" {
+		return
 	}
-	status := m.Run()
-	if status == 0 && after != nil {
-		status = after()
+	if err := serveReads(os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	return status
+	os.Exit(0)
 }
 
 type readRequest struct {
 	ID   uint64
-	Op   string // "read", "mmap"
+	Op   string // "read", "mmap", "truncate" to Off
 	Path string
 	Off  int64
 	Len  int
@@ -50,6 +48,33 @@ type readReply struct {
 	Errno syscall.Errno
 	Err   string
 	Data  []byte
+}
+
+// replyHeader is what a reply begins with; Text bytes of Err and Data bytes
+// of Data follow. Encoding the data as gob does is slow under the race detector.
+type replyHeader struct {
+	ID                uint64
+	Errno, Text, Data uint32
+}
+
+func (r readReply) send(w io.Writer) error {
+	h := replyHeader{r.ID, uint32(r.Errno), uint32(len(r.Err)), uint32(len(r.Data))}
+	b, err := binary.Append(nil, binary.NativeEndian, h)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(append(b, r.Err...), r.Data...))
+	return err
+}
+
+func receiveReply(in io.Reader) (readReply, error) {
+	var h replyHeader
+	if err := binary.Read(in, binary.NativeEndian, &h); err != nil {
+		return readReply{}, err
+	}
+	b := make([]byte, h.Text+h.Data)
+	_, err := io.ReadFull(in, b)
+	return readReply{h.ID, syscall.Errno(h.Errno), string(b[:h.Text]), b[h.Text:]}, err
 }
 
 // Reader is a process that reads files.
@@ -100,10 +125,9 @@ func (r *Reader) PID() int { return r.cmd.Process.Pid }
 
 func (r *Reader) receive(out io.Reader) {
 	defer close(r.done)
-	dec := gob.NewDecoder(out)
-	for {
-		var reply readReply
-		if err := dec.Decode(&reply); err != nil {
+	for in := bufio.NewReader(out); ; {
+		reply, err := receiveReply(in)
+		if err != nil {
 			break
 		}
 		r.mu.Lock()
@@ -156,6 +180,11 @@ func (r *Reader) Mmap(path string, off int64, n int) Result {
 	return <-r.start("mmap", path, off, n)
 }
 
+// Truncate opens the file for writing and sets its length.
+func (r *Reader) Truncate(path string, size int64) Result {
+	return <-r.start("truncate", path, size, 0)
+}
+
 func (r *Reader) start(op, path string, off int64, n int) <-chan Result {
 	result := make(chan Result, 1)
 	reply := make(chan readReply, 1)
@@ -183,7 +212,7 @@ func (r *Reader) start(op, path string, off int64, n int) <-chan Result {
 }
 
 func serveReads(in io.Reader, out io.Writer) error {
-	dec, enc := gob.NewDecoder(in), gob.NewEncoder(out)
+	dec := gob.NewDecoder(in)
 	var mu sync.Mutex
 	for {
 		var q readRequest
@@ -196,7 +225,7 @@ func serveReads(in io.Reader, out io.Writer) error {
 			reply := doRead(q)
 			mu.Lock()
 			defer mu.Unlock()
-			if err := enc.Encode(reply); err != nil {
+			if err := reply.send(out); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 			}
 		}()
@@ -205,13 +234,23 @@ func serveReads(in io.Reader, out io.Writer) error {
 
 func doRead(q readRequest) readReply {
 	reply := readReply{ID: q.ID}
-	f, err := os.Open(q.Path)
+	flags := os.O_RDONLY
+	if q.Op == "truncate" {
+		flags = os.O_WRONLY
+	}
+	f, err := os.OpenFile(q.Path, flags, 0)
 	if err != nil {
 		reply.Err = err.Error()
 		return reply
 	}
 	defer f.Close()
-	if q.Op == "mmap" {
+	switch q.Op {
+	case "truncate":
+		if err := f.Truncate(q.Off); err != nil && !errors.As(err, &reply.Errno) {
+			reply.Err = err.Error()
+		}
+		return reply
+	case "mmap":
 		data, err := syscall.Mmap(int(f.Fd()), q.Off, q.Len, syscall.PROT_READ, syscall.MAP_SHARED)
 		if err != nil {
 			errors.As(err, &reply.Errno)

@@ -344,8 +344,8 @@ func model(s *suite) {
 	for i := range 16 {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(i)+1000000))
-			for range 200 {
-				r := ondemand.Range{Off: rng.Int64N(o.Size()), Len: 1 + rng.Int64N(200000)}
+			for range 100 {
+				r := ondemand.Range{Off: rng.Int64N(o.Size()), Len: 1 + rng.Int64N(1<<16)}
 				res := s.reader.Read(path, r.Off, int(r.Len))
 				r = r.Intersect(ondemand.Range{Len: o.Size()})
 				switch {
