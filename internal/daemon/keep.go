@@ -2,12 +2,17 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
 	"slices"
+	"syscall"
 
 	"github.com/lacunafs/lacuna/internal/keeper"
 	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
@@ -32,7 +37,8 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 	}
 	return keeper.Run(ctx, keeper.Options{
 		WorkerArgs: WorkerArgs(), KeeperArgs: KeeperArgs(), State: o.State,
-		Env: append(slices.Clone(o.Env), EnvSettings+"="+string(encoded)),
+		Env:     append(slices.Clone(o.Env), EnvSettings+"="+string(encoded)),
+		Address: notifyAddress(),
 		OnReady: func() {
 			if o.Ready == nil {
 				return
@@ -50,6 +56,34 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 			return Leftovers(s.Config.Root)
 		},
 	})
+}
+
+// runDir is where keepers have their notify sockets.
+const runDir = "/run/lacuna"
+
+// notifyAddress is a socket that only this user may write to; empty, for an
+// abstract one that the keeper chooses, where the directory cannot be made.
+func notifyAddress() string {
+	if os.MkdirAll(runDir, 0o755) != nil {
+		return ""
+	}
+	// Sockets of keepers that were killed answer nobody.
+	stale, err := filepath.Glob(filepath.Join(runDir, "keeper-*.sock"))
+	if err != nil {
+		return ""
+	}
+	for _, path := range stale {
+		conn, err := net.Dial("unixgram", path)
+		if err == nil {
+			err = conn.Close()
+		} else if errors.Is(err, syscall.ECONNREFUSED) {
+			err = os.Remove(path)
+		}
+		if err != nil {
+			continue // somebody else's affair
+		}
+	}
+	return filepath.Join(runDir, "keeper-"+rand.Text()+".sock")
 }
 
 // unattended denies reads while no worker runs.

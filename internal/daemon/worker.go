@@ -115,23 +115,14 @@ func (w *worker) run(ctx context.Context) (int, error) {
 			if sig == syscall.SIGUSR1 || sig == syscall.SIGHUP && w.s.Systemd {
 				w.log.Info("handing over")
 				w.handOver = true
-				return w.leave()
+				w.checkpointAll()
+				return 0, nil
 			}
 			if sig != syscall.SIGHUP {
 				return w.end(ctx)
 			}
 		}
 	}
-}
-
-// leave ends this worker for the next one. Under systemd only a failure is
-// followed by a start at once.
-func (w *worker) leave() (int, error) {
-	w.checkpointAll()
-	if w.s.Systemd {
-		return 1, errors.New("handing over to the next worker")
-	}
-	return 0, nil
 }
 
 // checkpointAll makes presence durable, so that the next worker need not fetch again.
@@ -230,7 +221,7 @@ func (w *worker) end(ctx context.Context) (int, error) {
 	lost, wait := isLost(w.client), busyWait
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if lost {
+	if lost || w.s.Systemd {
 		wait = 0 // no keeper denies after us: stay until the last reader has closed
 	} else {
 		go func() {
@@ -286,7 +277,7 @@ func (w *worker) newKeeper(ctx context.Context) {
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		err = w.client.StartKeeper(ctx, keeper.Start{Path: path, Args: KeeperArgs(), Env: w.env})
+		err = w.client.StartKeeper(ctx, keeper.Start{Path: path, Args: KeeperArgs(), Env: w.env, Address: notifyAddress()})
 	}
 	if err != nil {
 		w.report("starting a new keeper", err)
