@@ -92,6 +92,7 @@ func (i *Instance) bindLocked(rec record, o devnode.Options, presence *sys.FD) (
 	b := &boundDir{record: rec, dir: dir, ended: make(chan struct{})}
 	names := namesOf(rec.Path)
 	o.Dir, o.NextID = dir, i.flight.Next
+	o.OnError = func(err error) { i.report("devnode "+rec.Devnode, err) }
 	o.OnBind = func(conn *sys.FD, tag string) { i.daemonBound(names.conn, conn, rec, tag) }
 	o.OnDisconnect = func() {
 		if err := i.unhold(names.conn); err != nil {
