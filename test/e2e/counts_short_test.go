@@ -1,0 +1,11 @@
+//go:build !long
+
+package e2e
+
+// How often things happen where time is short.
+const (
+	workerKills   = 25
+	upgrades      = 20
+	bindKills     = 10
+	bindWorkerEnd = 20
+)
