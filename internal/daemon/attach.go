@@ -43,6 +43,10 @@ func (i *Instance) Attach(ctx context.Context, q control.AttachRequest) (control
 		return reply, err
 	}
 	rec := record{Kind: kindAttach, Path: path}
+	if err := i.refuseOwn(q.Source); err != nil {
+		i.unclaim(path)
+		return reply, err
+	}
 	where, blob, err := i.sources.open(ctx, q.Source)
 	if err != nil {
 		i.unclaim(path)
@@ -87,7 +91,7 @@ func (o origin) notes(sha string) (notes []string) {
 
 // claim checks the place and reserves it, so that two commands do not meet there.
 func (i *Instance) claim(file string) (string, error) {
-	path, err := canonical(file)
+	path, err := canonical("attach", file)
 	if err != nil {
 		return "", err
 	}
@@ -106,6 +110,32 @@ func (i *Instance) claim(file string) (string, error) {
 	return path, nil
 }
 
+// refuseOwn refuses a source that this instance serves itself: its own reads are
+// let through to the holes.
+func (i *Instance) refuseOwn(name string) error {
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil //nolint:nilerr // a URL, or open says what is wrong
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var served []string
+	for _, o := range i.objects {
+		served = append(served, o.cached.DataPath())
+	}
+	for dir, b := range i.bound {
+		for _, o := range b.dir.Objects() {
+			served = append(served, filepath.Join(dir, o.Leaf()))
+		}
+	}
+	for _, path := range served {
+		if own, err := os.Stat(path); err == nil && os.SameFile(st, own) {
+			return refuse(control.ExitUsage, "attach the source that it comes from", "open %s: this instance serves it", name)
+		}
+	}
+	return nil
+}
+
 func (i *Instance) unclaim(path string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -113,13 +143,22 @@ func (i *Instance) unclaim(path string) {
 }
 
 // canonical is the path with the links of its directory resolved; the file
-// itself need not exist.
-func canonical(path string) (string, error) {
+// itself need not exist. verb is for the message.
+func canonical(verb, path string) (string, error) {
 	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
 	if err != nil {
-		return "", refuse(control.ExitUsage, "make the directory first", "find %s: %v", path, err)
+		return "", refuse(control.ExitUsage, "make the directory first", "%s %s: directory %s: %v", verb, path, filepath.Dir(path), bare(err))
 	}
 	return filepath.Join(dir, filepath.Base(path)), nil
+}
+
+// bare is err without the path that it names.
+func bare(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
 }
 
 // needsPlaceholder tells whether the file is absent; what is there must be an

@@ -38,12 +38,12 @@ func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindR
 	var reply control.BindReply
 	dir, err := filepath.EvalSymlinks(q.Dir)
 	if err != nil {
-		return reply, refuse(control.ExitUsage, "name a directory of sparse files", "bind %s: %v", q.Dir, err)
+		return reply, refuse(control.ExitUsage, "name a directory of sparse files", "bind %s: %v", q.Dir, bare(err))
 	}
 	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
 		return reply, refuse(control.ExitUsage, "name a directory of sparse files", "bind %s: it is not a directory", q.Dir)
 	}
-	socket, err := canonical(q.Devnode)
+	socket, err := canonical("make devnode", q.Devnode)
 	if err != nil {
 		return reply, err
 	}
@@ -61,7 +61,7 @@ func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindR
 	rec := record{Kind: kindBind, Path: dir, Devnode: socket}
 	b, err := i.bindLocked(rec, devnode.Options{Path: socket}, nil)
 	if errors.Is(err, devnode.ErrInUse) {
-		return reply, refuse(control.ExitInUse, "choose another path for --devnode", "bind %s: %v", dir, err)
+		return reply, refuse(control.ExitInUse, "choose another path for --devnode", "%v", err)
 	}
 	if err != nil {
 		return reply, err

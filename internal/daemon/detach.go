@@ -18,7 +18,7 @@ import (
 
 // Detach undoes an attach or a bind. A file in use stays attached, with ExitInUse.
 func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
-	path, err := canonical(q.Path)
+	path, err := canonical("detach", q.Path)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (i *Instance) users(paths ...string) ([]string, error) {
 // Hydrate fetches everything of an attached file, and verifies it where a
 // digest is known.
 func (i *Instance) Hydrate(ctx context.Context, q control.HydrateRequest, progress func(control.Progress)) error {
-	path, err := canonical(q.File)
+	path, err := canonical("hydrate", q.File)
 	if err != nil {
 		return err
 	}

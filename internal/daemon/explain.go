@@ -14,7 +14,41 @@ import (
 	"github.com/lacunafs/lacuna/internal/features"
 	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/httprange"
 )
+
+// explained is an instance whose errors the command line shows as they are.
+type explained struct{ control.Handler }
+
+// Attach is the instance's.
+func (e explained) Attach(ctx context.Context, q control.AttachRequest) (control.AttachReply, error) {
+	reply, err := e.Handler.Attach(ctx, q)
+	return reply, toldError(err)
+}
+
+// Detach is the instance's.
+func (e explained) Detach(ctx context.Context, q control.DetachRequest) error {
+	return toldError(e.Handler.Detach(ctx, q))
+}
+
+// Bind is the instance's.
+func (e explained) Bind(ctx context.Context, q control.BindRequest) (control.BindReply, error) {
+	reply, err := e.Handler.Bind(ctx, q)
+	return reply, toldError(err)
+}
+
+// Hydrate is the instance's.
+func (e explained) Hydrate(ctx context.Context, q control.HydrateRequest, progress func(control.Progress)) error {
+	return toldError(e.Handler.Hydrate(ctx, q, progress))
+}
+
+// toldError is Explain, and nil where there is nothing to explain.
+func toldError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return Explain(err)
+}
 
 // Explain is err as a person sees it: the message, what to do next, and the
 // exit status.
@@ -34,6 +68,7 @@ func explain(err error) (hint string, exit control.Exit) {
 	var version *cache.VersionError
 	var privilege *features.PrivilegeError
 	var setting *config.SettingError
+	var unsupported *features.UnsupportedError
 	switch {
 	case errors.As(err, &inUse):
 		return fmt.Sprintf("process %d has this cache; ask it through its control socket, stop it, or choose another cache with --root DIR", inUse.PID), control.ExitInUse
@@ -45,12 +80,18 @@ func explain(err error) (hint string, exit control.Exit) {
 		return "run it as root: stopping other processes' reads needs " + privilege.Capability, control.ExitNotSupported
 	case errors.As(err, &setting):
 		return setting.Advice, control.ExitUsage
+	case errors.As(err, &unsupported) && unsupported.Filesystem != "":
+		return "choose a directory on ext4, xfs or btrfs", control.ExitNotSupported
 	case errors.Is(err, features.ErrNotSupported):
 		return "`lacuna features` lists what this kernel can do; Linux 6.14 or newer is needed", control.ExitNotSupported
-	case errors.Is(err, cache.ErrCorrupt), errors.Is(err, fetch.ErrDigest):
+	case errors.Is(err, fetch.ErrDigest):
+		return "the source has other bytes than the digest says: check --sha256 and the address", control.ExitCorrupt
+	case errors.Is(err, cache.ErrCorrupt):
 		return "`lacuna check --repair` forgets what is wrong, and it is fetched again", control.ExitCorrupt
 	case errors.Is(err, cache.ErrNoObject):
 		return "`lacuna status` lists what is attached; `lacuna check` lists all objects", control.ExitError
+	case errors.Is(err, cache.ErrAmbiguous):
+		return "write more of the key; `lacuna check` lists all objects", control.ExitError
 	case errors.Is(err, control.ErrNotRunning):
 		return "start `lacuna daemon`, or name the instance with --root or --socket", control.ExitError
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -64,10 +105,13 @@ func explain(err error) (hint string, exit control.Exit) {
 
 // explainSource knows the errors of sources; ExitOK: it is none.
 func explainSource(err error) (hint string, exit control.Exit) {
+	var status *httprange.StatusError
 	switch {
+	case errors.Is(err, source.ErrNotFound) && !errors.As(err, &status):
+		return "check the path; a URL begins with http:// or https://", control.ExitUnreachable
 	case errors.Is(err, source.ErrNotFound):
 		return "check the address", control.ExitUnreachable
-	case errors.Is(err, source.ErrDenied):
+	case errors.Is(err, source.ErrDenied) && errors.As(err, &status):
 		return "put user and password or a signature into the URL: https://user:password@host/path", control.ExitUnreachable
 	case errors.Is(err, source.ErrSizeUnknown):
 		return "the server must tell the length; one that serves ranges or plain files does", control.ExitUnreachable
@@ -79,12 +123,18 @@ func explainSource(err error) (hint string, exit control.Exit) {
 		return "check the host name and the network", control.ExitUnreachable
 	case errors.Is(err, source.ErrNotBytes):
 		return "the server does not answer as HTTP asks; a proxy in between may be the cause", control.ExitUnreachable
+	case errors.As(err, &status):
+		return "the server refuses: ask who runs it, or try again later", control.ExitUnreachable
 	}
 	return "", control.ExitOK
 }
 
 func explainErrno(err error) (hint string, exit control.Exit) {
 	switch {
+	case errors.Is(err, context.Canceled):
+		return "what was fetched stays in the cache: the same command goes on", control.ExitError
+	case errors.Is(err, syscall.EROFS):
+		return "choose another place: that filesystem is mounted read-only", control.ExitError
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return "free space on the cache's filesystem, or choose another cache with --root DIR", control.ExitError
 	case errors.Is(err, syscall.EBUSY):

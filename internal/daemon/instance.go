@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -191,8 +190,10 @@ func (i *Instance) unhold(name string) error {
 // openRoot opens the cache and has the keeper hold its lock.
 func (i *Instance) openRoot() error {
 	c := i.s.Config
-	if err := os.MkdirAll(c.Root, 0o700); err != nil {
-		return fmt.Errorf("make the cache root: %w", err)
+	if i.group == nil {
+		if err := i.probeRoot(c.Root); err != nil {
+			return err
+		}
 	}
 	var lock *sys.FD
 	if locks := i.held[fdLock]; len(locks) > 0 {
@@ -203,7 +204,7 @@ func (i *Instance) openRoot() error {
 		OnError: func(id ondemand.ObjectID, err error) { i.report("cache "+id.Short(), err) },
 	})
 	if err != nil {
-		return fmt.Errorf("open cache %s: %w", c.Root, err)
+		return err // it names the root
 	}
 	i.root = root
 	if i.records, err = openRecords(c.Root); err != nil {
@@ -212,11 +213,25 @@ func (i *Instance) openRoot() error {
 	return i.client.Push(fdLock, root.Lock())
 }
 
-// makeGroup probes and makes a fanotify group that outlives this process.
-func (i *Instance) makeGroup(ctx context.Context) error {
-	if err := i.probe.HaveFanotifyPreContent(i.root.Dir()); err != nil {
+// probeRoot tells why objects below dir cannot be served, before anything is
+// made there.
+func (i *Instance) probeRoot(dir string) error {
+	err := i.probe.HaveFanotifyPreContent(dir)
+	var no *features.UnsupportedError
+	var unprivileged *features.PrivilegeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &no) && no.Filesystem != "":
+		return &cache.FilesystemError{Dir: dir, Type: no.Filesystem}
+	case errors.As(err, &no), errors.As(err, &unprivileged):
 		return fmt.Errorf("stop reads with the fanotify front end: %w", err)
 	}
+	return fmt.Errorf("open cache root %s: %w", dir, bare(err))
+}
+
+// makeGroup makes a fanotify group that outlives this process.
+func (i *Instance) makeGroup(ctx context.Context) error {
 	if err := i.probe.HaveMountAPI(); err != nil {
 		return fmt.Errorf("mount attached files: %w", err)
 	}

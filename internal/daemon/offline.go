@@ -16,7 +16,7 @@ import (
 // ObjectAt is the object that is attached at path by an instance with this
 // cache root, and false where none is.
 func ObjectAt(root, path string) (ondemand.ObjectID, bool) {
-	path, err := canonical(path)
+	path, err := canonical("find", path)
 	if err != nil {
 		return "", false
 	}

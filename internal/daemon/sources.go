@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -99,26 +100,51 @@ func (o *opener) open(ctx context.Context, name string) (origin, source.Blob, er
 	var err error
 	switch scheme, _, found := strings.Cut(name, "://"); {
 	case found && (scheme == "http" || scheme == "https"):
+		if err := checkURL(name); err != nil {
+			return where, nil, err
+		}
 		where.Kind = "http"
 		blob, err = httprange.Open(ctx, name, o.options)
 	case found:
-		return where, nil, &control.Error{
-			Message: fmt.Sprintf("attach %s: no source reads %s URLs", source.Redact(name), scheme),
-			Hint:    "give an http:// or https:// URL, or the path of a local file", Exit: control.ExitUsage,
-		}
-	case !filepath.IsAbs(name):
-		return where, nil, &control.Error{Message: fmt.Sprintf("attach %s: the path is not absolute", name), Exit: control.ExitUsage}
+		return where, nil, refuse(control.ExitUsage, "give an http:// or https:// URL, or the path of a local file",
+			"open %s: no source reads %s URLs", source.Redact(name), scheme)
 	default:
+		if err := checkPath(name); err != nil {
+			return where, nil, err
+		}
 		blob, err = file.Open(ctx, name)
 	}
 	if err != nil {
-		return where, nil, fmt.Errorf("open %s: %w", where.redacted(), err)
+		return where, nil, err // it names the operation and the source
 	}
 	where.Identity, where.Sequential = source.IdentityOf(blob), source.IsSequential(blob)
 	if where.Identity.Validator == "" {
 		where.Once = rand.Text()
 	}
 	return where, o.wrap(where, blob), nil
+}
+
+// checkURL refuses what can never be asked for.
+func checkURL(name string) error {
+	u, err := url.Parse(name)
+	if err != nil { // which quotes the URL, secrets included
+		return refuse(control.ExitUsage, "write blanks and special characters as %20 and the like", "open the source: the URL cannot be parsed")
+	}
+	if u.Hostname() == "" {
+		return refuse(control.ExitUsage, "write http://host/path", "open %s: the URL names no host", source.RedactURL(u))
+	}
+	return nil
+}
+
+// checkPath refuses what is there and is no regular file.
+func checkPath(name string) error {
+	if !filepath.IsAbs(name) {
+		return refuse(control.ExitUsage, "", "open %s: the path is not absolute", name)
+	}
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		return refuse(control.ExitUsage, "a source is a regular file or a URL", "open %s: it is not a regular file", name)
+	}
+	return nil
 }
 
 // reopen makes the blob of a known origin, without asking the source.

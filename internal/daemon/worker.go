@@ -159,7 +159,7 @@ func (w *worker) listen() error {
 		}
 		l = made
 	}
-	w.server = control.NewServer(w)
+	w.server = control.NewServer(explained{w})
 	go func() {
 		if err := w.server.Serve(l); err != nil {
 			w.failed <- err
@@ -183,7 +183,7 @@ func dupListener(l *net.UnixListener) (*sys.FD, error) {
 // before has done it.
 func (w *worker) begin(ctx context.Context) error {
 	if q := w.s.Attach; q != nil {
-		path, err := canonical(q.File)
+		path, err := canonical("attach", q.File)
 		if err != nil {
 			return err
 		}

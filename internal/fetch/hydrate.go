@@ -23,13 +23,10 @@ const (
 // not nil, is called from time to time and at the end, never concurrently.
 func (f *Fetcher) Hydrate(ctx context.Context, id ondemand.ObjectID, progress func(present, total int64)) error {
 	o, err := f.object(id)
-	if err == nil {
-		err = o.hydrate(ctx, progress)
-	}
 	if err != nil {
 		return fmt.Errorf("hydrate %s: %w", id.Short(), err)
 	}
-	return nil
+	return o.hydrate(ctx, progress)
 }
 
 func (o *Object) hydrate(ctx context.Context, progress func(present, total int64)) error {

@@ -84,9 +84,9 @@ func (b *blob) inContext(what string, err error) error {
 	var status *StatusError
 	var request *RequestError
 	if errors.As(err, &status) || errors.As(err, &request) {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s %w", what, err)
 	}
-	return fmt.Errorf("%s: %s: %w", what, b.name(), err)
+	return fmt.Errorf("%s %s: %w", what, b.name(), err)
 }
 
 // RequestError is a request that got no answer, or whose answer broke off. It
@@ -98,7 +98,25 @@ type RequestError struct {
 
 // Error says what the network said.
 func (e *RequestError) Error() string {
-	return fmt.Sprintf("%s: %v: %v", e.URL, source.ErrUnreachable, e.Err)
+	return fmt.Sprintf("%s: %v: %s", e.URL, source.ErrUnreachable, network(e.Err))
+}
+
+// network words an error of package net for people: what was done to what, and
+// the system's answer, without its own "dial tcp" and the resolver's address.
+func network(err error) string {
+	var dns *net.DNSError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &dns):
+		return fmt.Sprintf("look up host %s: %s", dns.Name, dns.Err)
+	case errors.As(err, &op) && op.Op == "dial" && op.Addr != nil:
+		var call *os.SyscallError
+		if errors.As(op.Err, &call) {
+			return fmt.Sprintf("connect to %s: %v", op.Addr, call.Err)
+		}
+		return fmt.Sprintf("connect to %s: %v", op.Addr, op.Err)
+	}
+	return err.Error()
 }
 
 // Unwrap returns the sentinel and the cause.

@@ -117,7 +117,7 @@ func (b *blob) Close() error {
 func (b *blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	body, err := b.readRange(ctx, off, n)
 	if err != nil {
-		return nil, b.inContext(fmt.Sprintf("read [%d,+%d)", off, n), err)
+		return nil, b.inContext(fmt.Sprintf("read [%d,+%d) of", off, n), err)
 	}
 	return source.Exact(ctx, body, n), nil
 }
