@@ -144,15 +144,23 @@ func (h *history) fill(i int, wrong bool) {
 	o := h.objects[i]
 	first, last := h.randomRange(i)
 	var p []byte
+	var mended []int64
 	for b := first; b < last; b++ {
 		p = append(p, wantBlock(i, b, wrong)...)
-		if wrong && !o.Has(ondemand.Range{Off: b * block, Len: 1}) {
+		if has := o.Has(ondemand.Range{Off: b * block, Len: 1}); !wrong && !has {
+			mended = append(mended, b)
+		} else if wrong && !has {
 			h.wrong[i][b] = true
 		}
 	}
 	p = p[:min(int64(len(p)), o.size-first*block)]
 	err := o.Fill(p, first*block)
 	h.note("fill %d [%d,%d) wrong=%v: %v", i, first, last, wrong, err)
+	for _, b := range mended {
+		if err == nil { // disk had to forget the block before it was filled
+			delete(h.wrong[i], b)
+		}
+	}
 }
 
 func (h *history) invalidate(i int) {

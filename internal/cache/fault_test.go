@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"path"
 	"syscall"
 	"testing"
 
@@ -133,4 +134,42 @@ func (h *history) faultAt(n int, fault error) (failed bool, err error) {
 		return failed, fmt.Errorf("a life without faults: %w", err)
 	}
 	return failed, nil
+}
+
+// Places that cannot be read when the object is opened do not come back with
+// what was forgotten meanwhile.
+func TestUnreadablePlacesDoNotComeBack(t *testing.T) {
+	d := newSimDisk(firstSeed(t))
+	r, err := newRoot(d, nil)
+	must(t, err)
+	m := metaOf(0, 10*block)
+	o := mustCreate(t, r, m)
+	must(t, o.Fill(wantBlock(0, 0, true), 0))
+	must(t, o.Checkpoint())
+	must(t, r.Close())
+	reads := 0
+	d.fail = func(op, name string) error {
+		if op == "read" && path.Base(name) == presenceName {
+			if reads++; reads > 1 { // the header can be read
+				return syscall.EIO
+			}
+		}
+		return nil
+	}
+	r, err = newRoot(d, nil)
+	must(t, err)
+	o = mustCreate(t, r, m)
+	d.fail = nil
+	if len(o.Recovered().BadSlots) != 2 || o.Present() != 0 {
+		t.Fatalf("recovered %+v, %d present", o.Recovered(), o.Present())
+	}
+	must(t, o.Invalidate(ondemand.Range{Len: block}))
+	r.saver.close()
+	d.crash()
+	r, err = newRoot(d, nil)
+	must(t, err)
+	if o = mustCreate(t, r, m); o.Present() != 0 {
+		t.Errorf("%d bytes came back", o.Present())
+	}
+	must(t, r.Close())
 }

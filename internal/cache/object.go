@@ -230,21 +230,6 @@ func (o *Object) invalidate(ranges []ondemand.Range) error {
 	return o.save()
 }
 
-// without is list less the blocks of cut.
-func without(list []ondemand.Range, cut ondemand.Range) []ondemand.Range {
-	var out []ondemand.Range
-	for _, r := range list {
-		if x := r.Intersect(ondemand.Range{Len: cut.Off}); !x.Empty() {
-			out = append(out, x)
-		}
-		if end := cut.End(); r.End() > end {
-			start := max(r.Off, end)
-			out = append(out, ondemand.Range{Off: start, Len: r.End() - start})
-		}
-	}
-	return out
-}
-
 // unverify takes the mark of a verified object away where it is not complete;
 // saving is held. It goes to disk before presence does, so that the mark cannot
 // outlive what was verified.
