@@ -100,15 +100,15 @@ func steps(from, to, step int64) (reads [][2]int64) {
 
 func TestSixteenReadersHaveAWindowEach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 256*mib, func(g *rig, _ *Options) { g.blob.free = true })
-		for step := range int64(64) {
+		g := newRig(t, 128*mib, func(g *rig, _ *Options) { g.blob.free = true })
+		for step := range int64(32) {
 			for reader := range int64(16) {
-				g.read(reader*16*mib+step*128*kib, 128*kib)
+				g.read(reader*8*mib+step*128*kib, 128*kib)
 			}
 		}
-		// Sixteen readers of 8 MiB: two reads, and a window for each
+		// Sixteen readers of 4 MiB: two reads, and a window for each
 		// doubling.
-		if n := len(g.blob.asked); n > 16*7 {
+		if n := len(g.blob.asked); n > 16*6 {
 			t.Errorf("%d requests: %s", n, brief(g.blob.asked))
 		}
 		g.cache.check(t)
@@ -118,7 +118,7 @@ func TestSixteenReadersHaveAWindowEach(t *testing.T) {
 
 func TestReadAheadCollapsesWhenItsReaderIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 512*mib, nil)
+		g := newRig(t, 256*mib, nil)
 		c := g.ahead(0)
 		// The window behind the half is large enough to be cancelled.
 		g.object.Has(ondemand.Range{Off: 256 * kib, Len: 16 * kib})
@@ -127,7 +127,7 @@ func TestReadAheadCollapsesWhenItsReaderIsGone(t *testing.T) {
 			if second.isClosed() {
 				t.Fatalf("collapsed after %d misses elsewhere", i)
 			}
-			f := g.start((100+5*i)*mib, 4*kib)
+			f := g.start((50+5*i)*mib, 4*kib)
 			g.blob.next(t).give(16 * kib)
 			f.succeeds()
 		}
@@ -144,7 +144,7 @@ func TestReadAheadCollapsesWhenItsReaderIsGone(t *testing.T) {
 
 func TestDemandKeepsACancelledReadAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 512*mib, nil)
+		g := newRig(t, 256*mib, nil)
 		g.ahead(0)
 		g.object.Has(ondemand.Range{Off: 256 * kib, Len: 16 * kib})
 		second := g.blob.next(t)
@@ -160,7 +160,7 @@ func TestDemandKeepsACancelledReadAhead(t *testing.T) {
 
 func TestReadAheadLeavesHalfOfTheRequestsToDemand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 512*mib, func(_ *rig, o *Options) { o.Conns = 2 })
+		g := newRig(t, 256*mib, func(_ *rig, o *Options) { o.Conns = 2 })
 		g.ahead(0) // its window holds one of two
 		// A second reader gets no window, only what it reads.
 		for _, off := range []int64{64 * mib, 64*mib + 64*kib} {
@@ -168,7 +168,7 @@ func TestReadAheadLeavesHalfOfTheRequestsToDemand(t *testing.T) {
 			g.blob.next(t).give(64 * kib)
 			f.succeeds()
 		}
-		one, two := g.start(128*mib, 4*kib), g.start(256*mib, 4*kib)
+		one, two := g.start(128*mib, 4*kib), g.start(200*mib, 4*kib)
 		c := g.blob.next(t)
 		if c.Off != 128*mib {
 			t.Fatalf("request %v", c.Range)
@@ -187,7 +187,7 @@ func TestReadAheadLeavesHalfOfTheRequestsToDemand(t *testing.T) {
 
 func TestQueuedFillsMakeNoRequestForWhatCameMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 512*mib, func(_ *rig, o *Options) { o.Conns = 2 })
+		g := newRig(t, 256*mib, func(_ *rig, o *Options) { o.Conns = 2 })
 		a, b := g.start(0, 16*mib), g.start(100*mib, 64*kib)
 		distant := g.start(10*mib, 4*kib) // far in a, and no slot free
 		calls := g.blob.all(t)
@@ -210,10 +210,10 @@ func TestQueuedFillsMakeNoRequestForWhatCameMeanwhile(t *testing.T) {
 
 func TestMemoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 512*mib, func(_ *rig, o *Options) { o.Memory, o.Conns = 1*mib, 16 })
+		g := newRig(t, 256*mib, func(_ *rig, o *Options) { o.Memory, o.Conns = 1*mib, 16 })
 		var fills []*filling
 		for i := range int64(10) {
-			fills = append(fills, g.start(i*32*mib, 1*mib))
+			fills = append(fills, g.start(i*24*mib, 1*mib))
 		}
 		calls := g.blob.all(t)
 		if len(calls) != 4 {
@@ -241,7 +241,7 @@ func TestMemoryIsBounded(t *testing.T) {
 
 func TestFailedReadAheadIsNotGoneOnWith(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newRig(t, 512*mib, nil)
+		g := newRig(t, 256*mib, nil)
 		g.ahead(0).fail(errBroken)
 		if w := g.Stats(testID).Windows; len(w) != 0 {
 			t.Errorf("windows %v", w)

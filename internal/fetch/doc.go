@@ -16,7 +16,11 @@
 // demand and after the Fill came, which makes it the Fill's own attempt;
 // otherwise the Fill begins a stream of its own. So the failure of somebody
 // else's read-ahead costs a reader time and nothing else, and any number of
-// Fills that wait together make at most two attempts.
+// Fills that wait for the same blocks make at most two attempts together.
+//
+// A request that two streams make for the same blocks, because one was
+// cancelled in the middle of a piece, may write them twice: the same bytes,
+// for a blob's identity is fixed.
 //
 // Readers are followed by heads (heads.go): a reader that goes on where it
 // stopped gets a window ahead of it that doubles while it goes on.

@@ -64,10 +64,11 @@ type Options struct {
 	Group func(id ondemand.ObjectID, blob source.Blob) string
 	// Present, if not nil, is called after blocks of r became present, and
 	// once more with the whole object after its digest was verified. It is
-	// called concurrently and must not wait for a Fill.
+	// called concurrently and must not wait for a Fill, Remove or Close.
 	Present func(id ondemand.ObjectID, r ondemand.Range)
 	// OnError, if not nil, is told errors that no caller gets: of
-	// read-ahead that nobody waited for, and of verification.
+	// read-ahead that nobody waited for, and of verification. It must not
+	// wait for Remove or Close, which wait for it.
 	OnError func(id ondemand.ObjectID, err error)
 }
 

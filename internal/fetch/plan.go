@@ -73,17 +73,6 @@ func join(parts []ondemand.Range) []ondemand.Range {
 	return out
 }
 
-// touching are the parts that overlap r.
-func touching(parts []ondemand.Range, r ondemand.Range) []ondemand.Range {
-	var out []ondemand.Range
-	for _, p := range parts {
-		if p.Overlaps(r) {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
 // firstIn is the first byte of parts that lies in span, or -1.
 func firstIn(parts []ondemand.Range, span ondemand.Range) int64 {
 	for _, p := range parts {

@@ -104,27 +104,28 @@ func (s *stream) begin() bool {
 // work is the goroutine of a stream from its beginning to its end.
 func (s *stream) work() {
 	o := s.object
-	err := s.fetch()
-	o.mu.Lock()
-	report := o.finishLocked(s, err)
-	o.mu.Unlock()
-	if report != nil {
-		o.report(report)
+	defer o.end(s)
+	if err := o.finish(s, s.fetch()); err != nil {
+		o.report(err)
 	}
-	o.mu.Lock()
-	o.endLocked(s)
-	o.mu.Unlock()
 }
 
-// report tells OnError, which must not take the process down either.
+// report tells OnError. A panic there ends with it: the error is lost, and the
+// readers are not.
 func (o *Object) report(err error) {
-	defer func() { _ = recover() }()
+	defer func() {
+		if recover() != nil {
+			return
+		}
+	}()
 	o.fetcher.options.OnError(o.ID(), err)
 }
 
-// finishLocked takes s, which ended with err, out of what waiters may join,
-// tells them, and returns an error that none of them got.
-func (o *Object) finishLocked(s *stream, err error) error {
+// finish takes s, which ended with err, out of what waiters may join, tells
+// them, and returns an error that none of them got.
+func (o *Object) finish(s *stream, err error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	s.ended = true
 	if i := slices.Index(o.running, s); i >= 0 {
 		o.running = slices.Delete(o.running, i, i+1)
@@ -156,6 +157,12 @@ func (o *Object) finishLocked(s *stream, err error) error {
 		return nil
 	}
 	return err
+}
+
+func (o *Object) end(s *stream) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.endLocked(s)
 }
 
 // endLocked gives back what s held; nothing of it runs any more.
