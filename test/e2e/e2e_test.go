@@ -30,7 +30,7 @@ var place struct{ dir, binary string }
 func TestMain(m *testing.M) {
 	ondemandtest.BeReader()
 	beStormReader()
-	beManyReader()
+	beHolder()
 	os.Exit(leaktest.Run(run{m}, os.Stderr))
 }
 

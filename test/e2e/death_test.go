@@ -1,0 +1,229 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
+	"github.com/lacunafs/lacuna/internal/source/mem"
+	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+)
+
+// attached is an instance with one attached file of 64 MiB.
+type attached struct {
+	*instance
+	server *sourcetest.Server
+	reader *ondemandtest.Reader
+	file   string
+	next   int64 // what lies behind it was not read yet
+}
+
+const attachedSize = 64 << 20
+
+func newAttached(t *testing.T, config string) *attached {
+	a := &attached{
+		instance: newInstance(t, config),
+		server:   sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), attachedSize),
+		reader:   ondemandtest.StartReader(t),
+	}
+	a.file = filepath.Join(a.dir, "file")
+	return a
+}
+
+func attachedToDaemon(t *testing.T, config string) *attached {
+	a := newAttached(t, config)
+	a.startDaemon()
+	a.lacuna("attach", a.server.URL(), a.file)
+	return a
+}
+
+func attachedInForeground(t *testing.T, config string) *attached {
+	a := newAttached(t, config)
+	a.startForeground("attach", a.server.URL(), a.file)
+	return a
+}
+
+// missing is the offset of something that nobody has read, nor read ahead.
+func (a *attached) missing() int64 {
+	a.next += 8 << 20
+	return attachedSize - a.next
+}
+
+// wantMissing reads something missing, and compares it.
+func (a *attached) wantMissing() {
+	a.t.Helper()
+	a.wantAt(a.missing())
+}
+
+func (a *attached) wantAt(off int64) {
+	a.t.Helper()
+	select {
+	case r := <-a.reader.Start(a.file, off, 10000):
+		if r.Errno != 0 || r.Err != nil || !bytes.Equal(r.Data, pattern(stormSeed, off, 10000)) {
+			a.t.Fatalf("read at %d: %v %v, %d bytes, right: %v", off, r.Errno, r.Err, len(r.Data), bytes.Equal(r.Data, pattern(stormSeed, off, len(r.Data))))
+		}
+	case <-time.After(70 * time.Second):
+		a.t.Fatalf("the read at %d hangs", off)
+	}
+}
+
+func (i *instance) kill(pids ...int) {
+	i.t.Helper()
+	// All stop before one dies, so that none can answer to another's death.
+	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, sig); err != nil {
+				i.t.Fatalf("kill process %d: %v", pid, err)
+			}
+		}
+	}
+	eventually(i.t, 10*time.Second, func() error {
+		for _, pid := range pids {
+			if isRunning(pid) {
+				return fmt.Errorf("process %d runs", pid)
+			}
+		}
+		return nil
+	})
+}
+
+// wantGone waits until the file, the mounts and the processes are no more.
+func (a *attached) wantGone() {
+	a.t.Helper()
+	eventually(a.t, 30*time.Second, func() error {
+		if pids := processesOf(a.dir); len(pids) > 0 {
+			return fmt.Errorf("processes %v run", pids)
+		}
+		return nil
+	})
+	a.wantNoFile()
+}
+
+func (a *attached) wantNoFile() {
+	a.t.Helper()
+	if _, err := os.Lstat(a.file); !errors.Is(err, fs.ErrNotExist) {
+		a.t.Errorf("%s is still there: %v", a.file, err)
+	}
+	if points := mountsBelow(a.dir); len(points) > 0 {
+		a.t.Errorf("mounted: %v", points)
+	}
+}
+
+// other waits for a status that differs from the one before as same says.
+func (i *instance) other(same func(control.Status) bool) (s control.Status) {
+	i.t.Helper()
+	eventually(i.t, 30*time.Second, func() (err error) {
+		if s, err = i.tryStatus(); err == nil && same(s) {
+			err = fmt.Errorf("keeper %d, worker %d", s.KeeperPID, s.WorkerPID)
+		}
+		return err
+	})
+	return s
+}
+
+func TestKeeperKilledWorkerStartsAnother(t *testing.T) {
+	a := attachedToDaemon(t, "")
+	h := hold(t, a.file)
+	for range 3 {
+		before := a.status()
+		a.kill(before.KeeperPID)
+		h.wantPattern(stormSeed, a.missing(), 10000)
+		after := a.other(func(s control.Status) bool { return s.KeeperPID == before.KeeperPID })
+		if after.WorkerPID != before.WorkerPID || !isRunning(after.KeeperPID) {
+			t.Fatalf("keeper %d, worker %d; before %d, %d", after.KeeperPID, after.WorkerPID, before.KeeperPID, before.WorkerPID)
+		}
+		a.kill(after.WorkerPID)
+		h.wantPattern(stormSeed, a.missing(), 10000)
+		again := a.other(func(s control.Status) bool { return s.WorkerPID == after.WorkerPID })
+		if again.KeeperPID != after.KeeperPID {
+			t.Fatalf("keeper %d, not %d", again.KeeperPID, after.KeeperPID)
+		}
+		a.wantAt(attachedSize - a.next)
+	}
+	h.close()
+	a.check()
+	if err := syscall.Kill(a.status().KeeperPID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	a.wantGone()
+}
+
+func TestKeeperKilledForegroundStops(t *testing.T) {
+	a := attachedInForeground(t, "")
+	a.wantMissing()
+	h := hold(t, a.file)
+	a.kill(a.status().KeeperPID)
+	// The worker alone holds the group now: it stays for who has the file open.
+	eventually(t, 30*time.Second, func() error {
+		_, err := os.Lstat(a.file)
+		if err == nil {
+			return errors.New("the file has its name")
+		}
+		return nil
+	})
+	h.wantPattern(stormSeed, a.missing(), 10000)
+	h.close()
+	a.wantGone()
+}
+
+func TestBothKilledNextStartUnmounts(t *testing.T) {
+	for _, start := range []func(*testing.T, string) *attached{attachedToDaemon, attachedInForeground} {
+		a := start(t, "")
+		a.wantMissing()
+		s := a.status()
+		a.kill(s.WorkerPID, s.KeeperPID)
+		if len(mountsBelow(a.dir)) != 1 {
+			t.Fatal("the mount is gone with its instance")
+		}
+		// Nobody guards the file: this is what the README warns of. It shows
+		// that the test is one, and puts zeros into the page cache.
+		off := a.missing()
+		if r := a.reader.Read(a.file, off, 10000); !bytes.Equal(r.Data, make([]byte, 10000)) {
+			t.Logf("unguarded read: %v", r.Errno)
+		}
+		a.startDaemon()
+		a.wantNoFile()
+		s = a.status()
+		if len(s.Unguarded) != 1 || len(s.Unguarded[0].Files) != 1 || s.Unguarded[0].Files[0] != a.file ||
+			!s.Unguarded[0].From.Before(s.Unguarded[0].To) {
+			t.Errorf("unguarded: %+v", s.Unguarded)
+		}
+		if !strings.Contains(a.log.String(), "unguarded") {
+			t.Error("the log does not tell of it")
+		}
+		a.lacuna("attach", a.server.URL(), a.file)
+		a.wantAt(off)
+		a.check()
+		a.stop()
+		a.wantGone()
+	}
+}
+
+func TestBothKilledFileInUseIsGuardedAgain(t *testing.T) {
+	a := attachedToDaemon(t, "")
+	h := hold(t, a.file)
+	h.wantPattern(stormSeed, a.missing(), 10000)
+	s := a.status()
+	a.kill(s.WorkerPID, s.KeeperPID)
+	a.startDaemon()
+	h.wantPattern(stormSeed, a.missing(), 10000)
+	a.wantMissing()
+	s = a.status()
+	if len(s.Attached) != 1 || len(s.Unguarded) != 1 || len(s.Unguarded[0].Users) != 1 ||
+		!strings.Contains(s.Unguarded[0].Users[0], fmt.Sprint(h.cmd.Process.Pid)) {
+		t.Errorf("attached %+v, unguarded %+v; process %d has the file open", s.Attached, s.Unguarded, h.cmd.Process.Pid)
+	}
+	h.close()
+	a.lacuna("detach", a.file)
+	a.stop()
+	a.wantGone()
+}

@@ -1,0 +1,99 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func (a *attached) waitNoName() {
+	a.t.Helper()
+	eventually(a.t, 10*time.Second, func() error {
+		if _, err := os.Lstat(a.file); err == nil {
+			return errors.New("the file has its name")
+		}
+		return nil
+	})
+}
+
+func TestStopServesOpenFileOn(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		for name, start := range map[string]func(*testing.T, string) *attached{"daemon": attachedToDaemon, "foreground": attachedInForeground} {
+			t.Run(name+" "+sig.String(), func(t *testing.T) {
+				a := start(t, "")
+				h := hold(t, a.file)
+				h.wantPattern(stormSeed, a.missing(), 10000)
+				// As the terminal does it: all processes get it.
+				if sig == syscall.SIGINT {
+					for _, pid := range processesOf(a.dir) {
+						if err := syscall.Kill(pid, sig); err != nil {
+							t.Fatal(err)
+						}
+					}
+				} else {
+					a.signal(sig)
+				}
+				a.waitNoName()
+				for range 3 {
+					h.wantPattern(stormSeed, a.missing(), 10000)
+				}
+				h.close()
+				a.waitEnd(0)
+				a.wantGone()
+			})
+		}
+	}
+}
+
+func TestStopAskedTwiceDeniesOpenFile(t *testing.T) {
+	a := attachedToDaemon(t, "")
+	h := hold(t, a.file)
+	present := a.missing()
+	h.wantPattern(stormSeed, present, 10000)
+	a.signal(syscall.SIGTERM)
+	a.waitNoName()
+	asked := time.Now()
+	a.signal(syscall.SIGTERM)
+	// Until the worker has gone it serves on.
+	eventually(t, 40*time.Second, func() error {
+		off := a.missing()
+		if off < 0 {
+			t.Fatal("everything was read")
+		}
+		r := h.read(off, 10000)
+		if r.Errno == 0 {
+			if string(r.Data) != string(pattern(stormSeed, off, 10000)) {
+				t.Fatalf("wrong bytes at %d", off)
+			}
+			pause(time.Second)
+			return errors.New("missing data is read")
+		}
+		if r.Errno != syscall.EIO {
+			t.Fatalf("read: %v", r.Errno)
+		}
+		return nil
+	})
+	t.Logf("missing data is denied %v after the second SIGTERM", time.Since(asked).Round(time.Millisecond))
+	for range 3 {
+		if r := h.read(attachedSize-a.next, 10000); r.Errno != syscall.EIO {
+			t.Fatalf("read of missing data: %v", r.Errno)
+		}
+	}
+	select {
+	case <-a.ended:
+		t.Fatal("the keeper has gone while the file is open")
+	case <-time.After(2 * time.Second):
+	}
+	if r := h.read(attachedSize-a.next, 10000); r.Errno != syscall.EIO {
+		t.Fatalf("read of missing data: %v", r.Errno)
+	}
+	h.close()
+	select {
+	case <-a.ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the keeper stays")
+	}
+	a.wantGone()
+}
