@@ -41,7 +41,9 @@ func (i *Instance) restore(fresh bool) error {
 		}
 	}
 	if fresh {
-		i.unmountStrays(mounts, alone)
+		if err := i.unmountStrays(alone); err != nil {
+			return err
+		}
 	}
 	if alone != nil && len(alone.Files) > 0 {
 		i.unguarded = append(i.unguarded, *alone)
@@ -120,18 +122,21 @@ func (i *Instance) reattachLocked(rec record) error {
 }
 
 // unmountStrays takes down mounts of this root's objects that no record explains.
-func (i *Instance) unmountStrays(mounts []mount.Mount, alone *control.Unguarded) {
+func (i *Instance) unmountStrays(alone *control.Unguarded) error {
+	mounts, err := mount.List()
+	if err != nil {
+		return err
+	}
 	for _, m := range mounts {
 		id := filepath.Base(filepath.Dir(m.Root))
 		if len(id) != 64 || !strings.HasSuffix(m.Root, filepath.Base(i.root.Dir())+dataSuffix(id)) || i.files[m.Point] != nil {
 			continue
 		}
-		if err := mount.Unmount(m.Point, false); errors.Is(err, syscall.EINVAL) {
-			continue // taken down above
-		} else if err != nil {
+		if err := mount.Unmount(m.Point, false); err != nil {
 			i.note(fmt.Sprintf("a dead instance left %s: %v", m.Point, err))
 			i.log.Error("unmounting what a dead instance left", "file", m.Point, "err", err)
 		}
 		alone.Files = append(alone.Files, m.Point)
 	}
+	return nil
 }

@@ -39,7 +39,10 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 		if errors.Is(err, syscall.EBUSY) {
 			i.log.Warn("file is in use, waiting for it to be closed", "file", f.record.Path, "by", i.usersOf(f))
 			busy = append(busy, f)
-			err = mount.Unmount(f.record.Path, true)
+			// The placeholder goes with the mount: it would read as an empty file.
+			if err = mount.Unmount(f.record.Path, true); err == nil {
+				err = dropPlaceholder(f.record)
+			}
 		} else if err == nil {
 			err = i.forgetLocked(f)
 		}
