@@ -118,7 +118,7 @@ func (w *worker) run(ctx context.Context) (int, error) {
 				w.checkpointAll()
 				return 0, nil
 			}
-			if sig != syscall.SIGHUP {
+			if w.isMeant(sig) {
 				return w.end(ctx)
 			}
 		}
@@ -215,6 +215,13 @@ func (w *worker) has(path string) bool {
 	return w.files[path] != nil
 }
 
+// isMeant tells whether sig asks this process to stop. A terminal sends SIGINT to
+// the keeper as well, which then asks with SIGTERM: counted here it would be
+// asking twice.
+func (w *worker) isMeant(sig os.Signal) bool {
+	return sig == syscall.SIGTERM || sig == syscall.SIGINT && (w.s.Systemd || isLost(w.client))
+}
+
 // end undoes everything and tells the keeper that this is the end.
 func (w *worker) end(ctx context.Context) (int, error) {
 	w.log.Info("stopping")
@@ -225,10 +232,15 @@ func (w *worker) end(ctx context.Context) (int, error) {
 		wait = 0 // no keeper denies after us: stay until the last reader has closed
 	} else {
 		go func() {
-			select {
-			case <-w.signals: // asked again: wait for nobody
-				cancel()
-			case <-ctx.Done():
+			for {
+				select {
+				case sig := <-w.signals:
+					if w.isMeant(sig) { // asked again: wait for nobody
+						cancel()
+					}
+				case <-ctx.Done():
+					return
+				}
 			}
 		}()
 	}

@@ -193,7 +193,8 @@ func (s *supervisor) stop() *ending {
 }
 
 // leave sends sig to the worker and waits until it has ended, killing it after
-// limit, which it reports. interrupted, where not nil, ends the waiting early.
+// limit, which it reports. A SIGTERM that comes meanwhile ends the waiting where
+// interrupted says so; where it is nil the worker is sent sig again.
 func (s *supervisor) leave(sig syscall.Signal, limit time.Duration, interrupted func() bool) (killed bool) {
 	w := s.worker
 	late, cancel := s.opt.clock.after(limit)
@@ -206,7 +207,9 @@ func (s *supervisor) leave(sig syscall.Signal, limit time.Duration, interrupted 
 		case got := <-s.signals:
 			if got == syscall.SIGHUP {
 				defer s.requeue(got) // due once the worker is gone
-			} else if interrupted != nil && interrupted() {
+			} else if interrupted == nil {
+				err = w.signal(sig) // asked again, so it is asked again
+			} else if interrupted() {
 				return false
 			}
 			continue
