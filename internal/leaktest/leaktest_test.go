@@ -7,18 +7,19 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
-type run func() int
+type tests func() int
 
-func (r run) Run() int { return r() }
+func (r tests) Run() int { return r() }
 
 func TestMain(m *testing.M) { Main(m) }
 
 func TestCleanRunKeepsItsStatus(t *testing.T) {
 	for _, want := range []int{0, 2} {
 		var out strings.Builder
-		if got := Run(run(func() int { return want }), &out); got != want || out.Len() > 0 {
+		if got := Run(tests(func() int { return want }), &out); got != want || out.Len() > 0 {
 			t.Errorf("status %d: got %d, %q", want, got, out.String())
 		}
 	}
@@ -27,7 +28,7 @@ func TestCleanRunKeepsItsStatus(t *testing.T) {
 func TestTempDirIsTheRunsOwn(t *testing.T) {
 	before := os.TempDir()
 	var inside string
-	Run(run(func() int { inside = os.TempDir(); return 0 }), os.Stderr)
+	Run(tests(func() int { inside = os.TempDir(); return 0 }), os.Stderr)
 	if inside == before || os.TempDir() != before {
 		t.Errorf("TMPDIR was %s, inside %s, then %s", before, inside, os.TempDir())
 	}
@@ -70,12 +71,12 @@ func TestWhatIsLeftIsFoundAndNamed(t *testing.T) {
 			continue
 		}
 		var out strings.Builder
-		status := Run(run(func() int {
+		status := run(tests(func() int {
 			if err := leave(); err != nil {
 				t.Error(err)
 			}
 			return 0
-		}), &out)
+		}), &out, 20*time.Millisecond)
 		if status != 1 || !strings.Contains(out.String(), want) {
 			t.Errorf("%s: status %d, %q", want, status, out.String())
 		}

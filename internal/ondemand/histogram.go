@@ -1,13 +1,14 @@
 package ondemand
 
 import (
+	"math"
 	"math/bits"
 	"time"
 )
 
 // Histogram counts durations in buckets that are a quarter of a power of two
-// wide, so a quantile is right to about 20 %. The zero value is empty. It has
-// no lock of its own.
+// wide, so a quantile is at most a quarter too high. The zero value is empty. It
+// has no lock of its own.
 type Histogram struct {
 	buckets [64 * 4]uint64
 	count   uint64
@@ -29,8 +30,8 @@ func (h *Histogram) Add(d time.Duration) {
 	h.count++
 }
 
-// Quantile is the upper edge of the bucket that holds the q-th part of all
-// durations, 0 where there are none.
+// Quantile is the upper edge of the bucket that holds the q-th part (0 to 1) of
+// all durations, 0 where there are none.
 func (h *Histogram) Quantile(q float64) time.Duration {
 	if h.count == 0 {
 		return 0
@@ -43,7 +44,8 @@ func (h *Histogram) Quantile(q float64) time.Duration {
 			if exp < 2 {
 				return time.Duration(1) << (exp + 1)
 			}
-			return time.Duration(uint64(5+quarter) << (exp - 2))
+			// The edge of the last bucket is one more than a Duration holds.
+			return time.Duration(min(uint64(5+quarter)<<(exp-2), math.MaxInt64))
 		}
 	}
 	return 0

@@ -8,13 +8,13 @@ import (
 
 // request is one sleeping reader.
 type request struct {
-	id      uint64
 	object  Object
 	r       Range
 	answer  func(error)
 	timer   *time.Timer
 	started time.Time
 	waitsOn int64   // the block that keeps it asleep; the key in pendingObject.waiting
+	place   int     // in that list; -1 once it has ended
 	needs   []*fill // running fills that it needs
 }
 
@@ -37,26 +37,28 @@ type pendingObject struct {
 
 // wait files q under the block that keeps it asleep.
 func (po *pendingObject) wait(q *request, block int64) {
-	q.waitsOn = block
-	po.waiting[block] = append(po.waiting[block], q)
+	list := po.waiting[block]
+	q.waitsOn, q.place = block, len(list)
+	po.waiting[block] = append(list, q)
 }
 
 // unwait takes q out of waiting; false when it is not there.
 func (po *pendingObject) unwait(q *request) bool {
-	list := po.waiting[q.waitsOn]
-	for i, other := range list {
-		if other == q {
-			list[i] = list[len(list)-1]
-			list = list[:len(list)-1]
-			if len(list) == 0 {
-				delete(po.waiting, q.waitsOn)
-			} else {
-				po.waiting[q.waitsOn] = list
-			}
-			return true
-		}
+	if q.place < 0 {
+		return false
 	}
-	return false
+	list := po.waiting[q.waitsOn]
+	last := len(list) - 1
+	list[q.place] = list[last]
+	list[q.place].place = q.place
+	list[last] = nil
+	if last == 0 {
+		delete(po.waiting, q.waitsOn)
+	} else {
+		po.waiting[q.waitsOn] = list[:last]
+	}
+	q.place = -1
+	return true
 }
 
 // attach ties q to the running fills that cover parts of missing and makes new

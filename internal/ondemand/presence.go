@@ -21,8 +21,10 @@ type presencePage [pageWords]atomic.Uint64
 // seen present was set after its data was written, because Set is called after
 // the write and both sides use atomic operations.
 type Presence struct {
-	size  int64
-	count atomic.Int64 // blocks present
+	size int64
+	// count is the number of blocks present. While a Set or a Clear runs it is
+	// too low, never too high: who sees Complete stops asking.
+	count atomic.Int64
 	pages []atomic.Pointer[presencePage]
 	grow  sync.Mutex // held to add a page
 }
@@ -116,8 +118,9 @@ func (p *Presence) Clear(r Range) {
 	for b, last := p.blockSpan(r); b < last; {
 		m, next := mask(b, last)
 		if page := p.pages[b/pageBlocks].Load(); page != nil {
+			p.count.Add(-int64(bits.OnesCount64(m)))
 			old := page[b%pageBlocks/64].And(^m)
-			p.count.Add(-int64(bits.OnesCount64(m & old)))
+			p.count.Add(int64(bits.OnesCount64(m &^ old)))
 		}
 		b = next
 	}

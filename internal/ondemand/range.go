@@ -6,8 +6,8 @@ import "fmt"
 const BlockSize = 4096
 
 // Range is the half-open interval [Off, Off+Len) of an object, in bytes.
-// Off and Len are never negative, and Off+Len never overflows; NewRange and
-// Clip make such values out of foreign numbers.
+// Off and Len are never negative, and Off+Len never overflows; Clip makes such
+// values out of foreign numbers.
 type Range struct {
 	Off, Len int64
 }

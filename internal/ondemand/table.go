@@ -28,7 +28,6 @@ type Table struct {
 
 	mu      sync.Mutex
 	closed  bool
-	nextID  uint64
 	objects map[ObjectID]*pendingObject
 	stats   TableStats
 	latency Histogram
@@ -71,21 +70,24 @@ func NewTable(filler Filler, o TableOptions) *Table {
 // with nil when every block of r is present, otherwise with the reason that
 // Errno understands. It must not block.
 func (t *Table) Submit(object Object, r Range, waited time.Duration, answer func(error)) {
+	if now, err := t.enter(object, r, waited, answer); now {
+		answer(err)
+	}
+}
+
+// enter makes the request, or tells what is to be answered now.
+func (t *Table) enter(object Object, r Range, waited time.Duration, answer func(error)) (now bool, err error) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.closed {
 		t.stats.Flushed++
-		t.mu.Unlock()
-		answer(fmt.Errorf("read %s %v: %w", object.ID().Short(), r, ErrFlushed))
-		return
+		return true, fmt.Errorf("read %s %v: %w", object.ID().Short(), r, ErrFlushed)
 	}
 	missing := object.Missing(r)
 	if len(missing) == 0 {
-		t.mu.Unlock()
-		answer(nil)
-		return
+		return true, nil
 	}
-	t.nextID++
-	q := &request{id: t.nextID, object: object, r: r, answer: answer, started: time.Now().Add(-waited)}
+	q := &request{object: object, r: r, answer: answer, started: time.Now().Add(-waited)}
 	po := t.objects[object.ID()]
 	if po == nil {
 		po = &pendingObject{waiting: make(map[int64][]*request)}
@@ -101,7 +103,7 @@ func (t *Table) Submit(object Object, r Range, waited time.Duration, answer func
 		t.startLocked(object, po, f)
 	}
 	q.timer = time.AfterFunc(max(t.deadline-waited, 0), func() { t.expire(q) })
-	t.mu.Unlock()
+	return false, nil
 }
 
 // startLocked runs f on its own goroutine.
