@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -64,7 +66,13 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 		return i.records.remove(rec.Path)
 	}
 	m, mounted := mount.At(mounts, rec.Path)
-	if !mounted || !strings.HasSuffix(m.Root, dataSuffix(rec.Object)) {
+	if mounted {
+		var err error
+		if mounted, err = shows(m, i.root.Dir(), rec.Object); err != nil {
+			return err
+		}
+	}
+	if !mounted {
 		// The worker before died between the record and the mount, or the
 		// machine was restarted.
 		return errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
@@ -92,6 +100,23 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 // dataSuffix is how the path of an object's data ends.
 func dataSuffix(object string) string {
 	return filepath.Join("/objects", object[:min(2, len(object))], object, "data")
+}
+
+// shows tells whether m shows the object below root. Another instance may have
+// attached the same object from a root of its own: only the inode tells.
+func shows(m mount.Mount, root, object string) (bool, error) {
+	if !strings.HasSuffix(m.Root, dataSuffix(object)) {
+		return false, nil
+	}
+	seen, err := os.Stat(m.Point)
+	if err != nil {
+		return false, err
+	}
+	own, err := os.Stat(root + dataSuffix(object))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(seen, own), err
 }
 
 // reattachLocked serves an attached file whose mount stands, without asking the source.
@@ -129,10 +154,17 @@ func (i *Instance) unmountStrays(alone *control.Unguarded) error {
 	}
 	for _, m := range mounts {
 		id := filepath.Base(filepath.Dir(m.Root))
-		if len(id) != 64 || !strings.HasSuffix(m.Root, filepath.Base(i.root.Dir())+dataSuffix(id)) || i.files[m.Point] != nil {
+		if len(id) != 64 || i.files[m.Point] != nil {
 			continue
 		}
-		if err := mount.Unmount(m.Point, false); err != nil {
+		ours, err := shows(m, i.root.Dir(), id)
+		if err == nil && !ours {
+			continue
+		}
+		if err == nil {
+			err = mount.Unmount(m.Point, false)
+		}
+		if err != nil {
 			i.note(fmt.Sprintf("a dead instance left %s: %v", m.Point, err))
 			i.log.Error("unmounting what a dead instance left", "file", m.Point, "err", err)
 		}

@@ -108,8 +108,12 @@ func Leftovers(root string) error {
 		if rec.Kind != kindAttach {
 			continue
 		}
-		if m, mounted := mount.At(mounts, rec.Path); mounted && strings.HasSuffix(m.Root, dataSuffix(rec.Object)) {
-			errs = append(errs, mount.Unmount(rec.Path, true))
+		if m, mounted := mount.At(mounts, rec.Path); mounted {
+			ours, err := shows(m, root, rec.Object)
+			if err == nil && ours {
+				err = mount.Unmount(rec.Path, true)
+			}
+			errs = append(errs, err)
 		}
 		errs = append(errs, dropPlaceholder(rec))
 		if st, err := os.Stat(root + dataSuffix(rec.Object)); err == nil {
