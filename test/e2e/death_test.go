@@ -227,3 +227,21 @@ func TestBothKilledFileInUseIsGuardedAgain(t *testing.T) {
 	a.stop()
 	a.wantGone()
 }
+
+func TestNextStartLeavesOthersAlone(t *testing.T) {
+	a, b := attachedToDaemon(t, ""), newAttached(t, "")
+	// The same object in a root of the same last name.
+	b.startDaemon()
+	b.lacuna("attach", a.server.URL(), b.file)
+	s := a.status()
+	a.kill(s.WorkerPID, s.KeeperPID)
+	a.startDaemon()
+	a.wantNoFile()
+	if s := a.status(); len(s.Unguarded) != 1 || len(s.Unguarded[0].Files) != 1 {
+		t.Errorf("unguarded: %+v", s.Unguarded)
+	}
+	if len(mountsBelow(b.dir)) != 1 {
+		t.Fatal("the other instance's file is gone")
+	}
+	b.wantMissing()
+}

@@ -83,14 +83,18 @@ func mountsBelow(dir string) []string {
 // It says what there was.
 func sweep(dir string) error {
 	var errs []error
-	for _, pid := range processesOf(dir) {
-		errs = append(errs, fmt.Errorf("process %d", pid))
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			errs = append(errs, err)
+	// A process that is killed first may be replaced by another meanwhile.
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); pause(10 * time.Millisecond) {
+		pids := processesOf(dir)
+		if len(pids) == 0 {
+			break
 		}
-	}
-	for end := time.Now().Add(10 * time.Second); len(processesOf(dir)) > 0 && time.Now().Before(end); {
-		pause(10 * time.Millisecond)
+		for _, pid := range pids {
+			errs = append(errs, fmt.Errorf("process %d", pid))
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				errs = append(errs, err)
+			}
+		}
 	}
 	for _, point := range mountsBelow(dir) {
 		errs = append(errs, fmt.Errorf("mount %s", point))
