@@ -114,6 +114,9 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 	if err != nil {
 		return nil, err
 	}
+	if err := sys.SetTimerSlack(time.Microsecond); err != nil {
+		i.log.Debug("reads that miss may take 0.1 ms longer", "err", err)
+	}
 	if err := i.openRoot(); err != nil {
 		return nil, err
 	}

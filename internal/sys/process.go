@@ -3,6 +3,8 @@ package sys
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -120,4 +122,23 @@ func Monotonic() time.Duration {
 		panic("sys: internal error: no monotonic clock: " + err.Error())
 	}
 	return time.Duration(ts.Nano())
+}
+
+// SetTimerSlack lets the timers of all threads of this process, and of threads
+// and processes that they make, be late by at most slack (proc_pid_timerslack_ns(5)).
+// Without it the kernel rounds every short sleep up by 50 µs, also those that the
+// Go scheduler makes before it lets one thread take over another's goroutine.
+func SetTimerSlack(slack time.Duration) error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return fmt.Errorf("set timer slack: %w", err)
+	}
+	for _, t := range threads {
+		name := "/proc/" + t.Name() + "/timerslack_ns"
+		err := os.WriteFile(name, strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // the thread has ended
+			return fmt.Errorf("set timer slack: %w", err)
+		}
+	}
+	return nil
 }

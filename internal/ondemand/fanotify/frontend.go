@@ -18,10 +18,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
@@ -45,9 +45,10 @@ type Options struct {
 
 // FrontEnd serves the attached objects of one fanotify group.
 type FrontEnd struct {
-	o     Options
-	pid   int
-	waker *sys.Waker
+	o   Options
+	pid int
+	// answered has a token when an answer was given while Serve waited for one.
+	answered chan struct{}
 
 	// mu guards attached and its entries' marks. It is never held during a
 	// Submit or an answer.
@@ -91,15 +92,11 @@ var ErrNotAttached = errors.New("object is not attached")
 
 // New makes a front end. Serve must run for answers to be given.
 func New(o Options) (*FrontEnd, error) {
-	waker, err := sys.NewWaker()
-	if err != nil {
-		return nil, err
-	}
 	if o.OnError == nil {
 		o.OnError = func(error) {}
 	}
 	return &FrontEnd{
-		o: o, pid: os.Getpid(), waker: waker,
+		o: o, pid: os.Getpid(), answered: make(chan struct{}, 1),
 		attached: make(map[sys.Inode]*attachment),
 	}, nil
 }
@@ -109,7 +106,7 @@ func New(o Options) (*FrontEnd, error) {
 func (f *FrontEnd) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	err := f.waker.Close()
+	var err error
 	for _, a := range f.attached {
 		err = errors.Join(err, a.file.Close())
 	}
@@ -217,73 +214,84 @@ func (f *FrontEnd) unmarkLocked(a *attachment) error {
 }
 
 // Serve reads and answers events until ctx ends; events that are open then stay
-// so. It locks its thread, on which nothing is ever filled.
-func (f *FrontEnd) Serve(ctx context.Context) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	woken := make(chan struct{})
+// so. Nothing is filled on its goroutine.
+//
+// It waits in the runtime's poller rather than on a thread of its own: what it
+// starts for a miss then runs on the same processor the moment it waits again,
+// where another thread would have to be woken and to steal it first.
+func (f *FrontEnd) Serve(ctx context.Context) (err error) {
+	dup, err := f.o.Group.Dup()
+	if err != nil {
+		return err
+	}
+	group := dup.File("fanotify group")
 	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		f.wake()
+		// The only error is that group is closed, and then nobody waits.
+		if group.SetReadDeadline(time.Unix(1, 0)) != nil {
+			return
+		}
 	})
 	defer func() {
-		if !stop() {
-			<-woken // the waker is not used behind Serve's return
-		}
+		stop()
+		err = errors.Join(err, group.Close())
 	}()
+	events, err := group.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("read events: %w", err)
+	}
 	used := len(f.o.Inflight.buffer())
 	for ctx.Err() == nil {
-		buf := f.window()
-		if len(buf) == 0 {
-			if _, err := sys.WaitReadable(f.waker.FD(), -1); err != nil {
-				return fmt.Errorf("wait for answers: %w", err)
-			}
-			if err := f.waker.Reset(); err != nil {
-				return err
-			}
-			continue
+		if !f.waitForRoom(ctx) {
+			return nil
 		}
-		clear(f.o.Inflight.buffer()[:used])
-		n, err := sys.Read(f.o.Group, buf)
-		if errors.Is(err, syscall.EAGAIN) {
-			used = 0
-			if _, _, err := sys.Poll(f.o.Group, f.waker); err != nil {
-				return fmt.Errorf("wait for events: %w", err)
-			}
-			if err := f.waker.Reset(); err != nil {
-				return err
-			}
-			continue
+		n, err := f.read(events, used)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
 		used = n
-		f.batch(buf[:n])
+		f.batch(f.o.Inflight.buffer()[:n])
 	}
 	return nil
 }
 
-// window is the part of the shared buffer that may be read into now, so that no
-// more events are taken than there are descriptors for.
-func (f *FrontEnd) window() []byte {
-	buf := f.o.Inflight.buffer()
-	room := f.o.Descriptors - int(f.open.Load())
-	if room <= 0 {
-		f.starved.Store(true)
-		if f.o.Descriptors > int(f.open.Load()) {
-			f.starved.Store(false) // an answer came in between
-			return buf[:sys.FanotifyEventSize]
-		}
-		return nil
-	}
-	return buf[:min(len(buf), room*sys.FanotifyEventSize)]
+// read waits for events and reads them into the shared buffer, of which the
+// first used bytes are from before and are wiped.
+func (f *FrontEnd) read(events syscall.RawConn, used int) (n int, err error) {
+	clear(f.o.Inflight.buffer()[:used])
+	waitErr := events.Read(func(uintptr) bool {
+		n, err = sys.Read(f.o.Group, f.window())
+		return !errors.Is(err, syscall.EAGAIN)
+	})
+	return n, errors.Join(waitErr, err)
 }
 
-func (f *FrontEnd) wake() {
-	if err := f.waker.Wake(); err != nil {
-		f.o.OnError(err)
+// waitForRoom waits until another event may be taken; false when ctx has ended.
+func (f *FrontEnd) waitForRoom(ctx context.Context) bool {
+	for f.room() <= 0 {
+		f.starved.Store(true)
+		if f.room() > 0 {
+			break // an answer came in between
+		}
+		select {
+		case <-f.answered:
+		case <-ctx.Done():
+			return false
+		}
 	}
+	return true
+}
+
+// room is how many more events may be taken.
+func (f *FrontEnd) room() int { return f.o.Descriptors - int(f.open.Load()) }
+
+// window is the part of the shared buffer that may be read into now, so that no
+// more events are taken than there are descriptors for. There is room for one.
+func (f *FrontEnd) window() []byte {
+	buf := f.o.Inflight.buffer()
+	return buf[:min(len(buf), max(f.room(), 1)*sys.FanotifyEventSize)]
 }
 
 // batch handles the events of one read. One that is malformed is denied, and the
@@ -423,7 +431,10 @@ func (e *openEvent) answer(err error) {
 	}
 	f.open.Add(-1)
 	if f.starved.Swap(false) {
-		f.wake()
+		select {
+		case f.answered <- struct{}{}:
+		default: // it has one
+		}
 	}
 }
 
