@@ -106,10 +106,10 @@ func storm(t *testing.T, seed uint64) {
 			asleep := make(chan struct{}, 8)
 			for i := w * each; i < (w+1)*each; i++ {
 				o := objects[ids[rng.IntN(len(ids))]]
-				switch n := rng.IntN(100); {
+				switch n := rng.IntN(1000); {
 				case n < 2:
 					table.Flush(o.id, ErrDetached)
-				case n < 40:
+				case n < 400:
 					o.Clear(stormRange(rng, o))
 				}
 				asleep <- struct{}{}
