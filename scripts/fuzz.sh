@@ -9,7 +9,7 @@ for pkg in $packages; do
 	listed=$(go test -list '^Fuzz' "$pkg")
 	for target in $(echo "$listed" | grep '^Fuzz' || true); do
 		echo "fuzz: $target of $pkg for $duration"
-		go test -run='^$' -fuzz="^$target\$" -fuzztime="$duration" "$pkg"
+		go test -run='^$' -fuzz="^$target\$" -fuzztime="$duration" -fuzzminimizetime=10x "$pkg"
 		ran=$((ran + 1))
 	done
 done
