@@ -72,7 +72,7 @@ func storm(t *testing.T, seed uint64) {
 		objects[id] = newObject(string(id), 200)
 	}
 	var table *Table
-	table = NewTable(stormFill(objects, func() *Table { return table }, seed), TableOptions{Deadline: 20 * time.Millisecond})
+	table = NewTable(stormFill(objects, func() *Table { return table }, seed), TableOptions{Deadline: 2 * time.Millisecond})
 
 	var counts [workers * each]atomic.Int32
 	var filled, failed, expired, flushed, pending atomic.Uint64
