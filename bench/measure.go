@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"slices"
 	"syscall"
 	"time"
 )
@@ -213,10 +212,9 @@ func (b *bench) rcloneMount(n int) (point string, unmount func() error, err erro
 	if err := errors.Join(os.Mkdir(point, 0o755), os.Mkdir(cache, 0o755)); err != nil {
 		return "", nil, err
 	}
-	cmd := exec.Command("rclone", "mount", ":http:", point, "--http-url", b.base, "--http-no-head",
-		"--vfs-cache-mode", "full", "--cache-dir", cache, "--config", "/dev/null", "--read-only")
-	cmd.Args = slices.DeleteFunc(cmd.Args, func(a string) bool { return a == "--http-no-head" })
-	cmd.Stderr = os.Stderr
+	cmd := exec.Command("rclone", "mount", ":http:", point, "--http-url", b.base,
+		"--vfs-cache-mode", "full", "--cache-dir", cache, "--config", "/dev/null", "--read-only",
+		"--log-file", b.path("rclone.log"))
 	if err := cmd.Start(); err != nil {
 		return "", nil, err
 	}

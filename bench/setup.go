@@ -34,6 +34,7 @@ http {
   access_log off;
   sendfile on;
   tcp_nodelay on;
+  autoindex on;
   keepalive_requests 1000000;
   client_body_temp_path %[1]s/t1; proxy_temp_path %[1]s/t2; fastcgi_temp_path %[1]s/t3; uwsgi_temp_path %[1]s/t4; scgi_temp_path %[1]s/t5;
   server { listen 127.0.0.1:%[2]d; root %[1]s/www; }
