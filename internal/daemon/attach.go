@@ -13,6 +13,7 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -254,7 +255,7 @@ func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source
 func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.Blob) (*servedObject, error) {
 	id := cached.ID()
 	i.hosts.Store(id, where.host())
-	served, err := i.fetcher.Add(digested{cached}, blob)
+	served, err := i.fetcher.Add(fetch.Cached(cached), blob)
 	if err != nil {
 		i.hosts.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())
@@ -286,15 +287,3 @@ func (i *Instance) releaseLocked(o *servedObject, forget bool) error {
 	}
 	return err
 }
-
-// digested is a cache object as fetch verifies it.
-type digested struct{ *cache.Object }
-
-// SHA256 is the expected digest.
-func (d digested) SHA256() string { return d.Meta().SHA256 }
-
-// Verified tells whether the data has it.
-func (d digested) Verified() bool { return d.Meta().Verified }
-
-// ReadAt reads through the descriptor that raises no events.
-func (d digested) ReadAt(p []byte, off int64) (int, error) { return d.File().ReadAt(p, off) }
