@@ -219,7 +219,8 @@ func (b *bench) rcloneMount(n int) (point string, unmount func() error, err erro
 		return "", nil, err
 	}
 	unmount = func() error {
-		return errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait(), os.RemoveAll(point), os.RemoveAll(cache))
+		_, err := timed("fusermount3", "-u", point) // which ends rclone
+		return errors.Join(err, cmd.Wait(), os.Remove(point), os.RemoveAll(cache))
 	}
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
 		if st, err := os.Stat(point + "/big"); err == nil && st.Size() == b.size {
