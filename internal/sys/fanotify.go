@@ -86,8 +86,8 @@ var ErrMalformedEvent = errors.New("malformed fanotify event")
 // ParseFanotifyEvent takes the first event off buf and returns it with what
 // follows it. With ErrMalformedEvent the event is still returned as far as it
 // could be read, with FD -1 where not even the descriptor could be; rest then
-// starts behind it, and is empty where its length cannot be trusted. An empty
-// buf is an error.
+// starts behind it, and is nil where its length cannot be trusted, so that events
+// behind it are lost. Otherwise rest is never nil. An empty buf is an error.
 func ParseFanotifyEvent(buf []byte) (ev FanotifyEvent, rest []byte, err error) {
 	ev.FD = -1
 	if len(buf) < metadataLen {

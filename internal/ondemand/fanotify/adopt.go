@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -31,6 +30,10 @@ func (l *Legacy) Len() int { return len(l.events) }
 // that the process was started with; those that stand on a needed number move.
 // Open events that the table does not explain are denied with EIO.
 func Occupy(group *sys.FD, t *Inflight, inherited []*sys.FD) (*Legacy, error) {
+	// The process before may have been allowed higher numbers than this one yet.
+	if _, err := sys.RaiseFileLimit(uint64(t.Slots())); err != nil {
+		return nil, fmt.Errorf("occupy event numbers: %w", err)
+	}
 	l := &Legacy{events: t.outstanding(), keep: make(map[int]bool)}
 	known := make(map[int]bool)
 	for _, e := range l.events {
@@ -55,13 +58,8 @@ func Occupy(group *sys.FD, t *Inflight, inherited []*sys.FD) (*Legacy, error) {
 		}
 		l.held++
 	}
-	for n := range t.Slots() {
-		if known[n] {
-			continue
-		}
-		if _, err := respondIfOpen(group, n, syscall.EIO); err != nil {
-			return nil, fmt.Errorf("deny unexplained events: %w", err)
-		}
+	if err := denyOpen(group, t, known); err != nil {
+		return nil, fmt.Errorf("deny unexplained events: %w", err)
 	}
 	return l, nil
 }
@@ -120,7 +118,7 @@ func (f *FrontEnd) adoptOne(ev taken, e *openEvent) {
 		}
 	}
 	for _, a := range all {
-		f.o.Table.Submit(a.object, extent(ev.event, a.object.Size()), sys.Monotonic()-ev.since, func(err error) {
+		f.submit(a, extent(ev.event, a.object.Size()), sys.Monotonic()-ev.since, func(err error) {
 			if err != nil {
 				e.answer(err)
 			} else if left.Add(-1) == 0 {

@@ -16,17 +16,31 @@ const denyPollMillis = 50
 // too, until ctx ends. It is what the keeper does while no worker runs:
 // without it readers would sleep without limit. Nobody else may use the group.
 func DenyAll(ctx context.Context, group *sys.FD, t *Inflight) error {
+	if err := denyOpen(group, t, nil); err != nil {
+		return err
+	}
 	for n := range t.Slots() {
-		if _, err := respondIfOpen(group, n, syscall.EIO); err != nil {
-			return err
-		}
 		t.leave(n)
 	}
 	clear(t.buffer())
-	return denyLoop(ctx, group)
+	return denyLoop(ctx, group, t)
 }
 
-func denyLoop(ctx context.Context, group *sys.FD) error {
+// denyOpen denies every open event with a number that t has room for, but those
+// in except.
+func denyOpen(group *sys.FD, t *Inflight, except map[int]bool) error {
+	for n := range t.Slots() {
+		if except[n] {
+			continue
+		}
+		if _, err := respondIfOpen(group, n, syscall.EIO); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func denyLoop(ctx context.Context, group *sys.FD, t *Inflight) error {
 	buf := make([]byte, 64*sys.FanotifyEventSize)
 	for ctx.Err() == nil {
 		n, err := sys.Read(group, buf)
@@ -39,17 +53,31 @@ func denyLoop(ctx context.Context, group *sys.FD) error {
 		if err != nil {
 			return err
 		}
-		for rest := buf[:n]; len(rest) > 0; {
-			var ev sys.FanotifyEvent
-			// A malformed event is denied too, as far as it has a descriptor.
-			ev, rest, _ = sys.ParseFanotifyEvent(rest) //nolint:errcheck // see above
-			if ev.FD < 0 {
-				continue
-			}
-			_, err := respondIfOpen(group, ev.FD, syscall.EIO)
-			if err := errors.Join(err, sys.NewFD(ev.FD).Close()); err != nil {
+		if err := denyBatch(group, t, buf[:n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func denyBatch(group *sys.FD, t *Inflight, rest []byte) error {
+	for len(rest) > 0 {
+		var ev sys.FanotifyEvent
+		var malformed error
+		// A malformed event is denied too, as far as it has a descriptor.
+		ev, rest, malformed = sys.ParseFanotifyEvent(rest)
+		if malformed != nil && rest == nil {
+			// It is not known where the others begin.
+			if err := denyOpen(group, t, nil); err != nil {
 				return err
 			}
+		}
+		if ev.FD < 0 {
+			continue
+		}
+		_, err := respondIfOpen(group, ev.FD, syscall.EIO)
+		if err := errors.Join(err, sys.NewFD(ev.FD).Close()); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -37,7 +37,8 @@ type Options struct {
 	// Table takes the misses.
 	Table *ondemand.Table
 	// Descriptors is how many events may be unanswered at once; each holds
-	// a descriptor. More readers wait in the kernel's queue.
+	// a descriptor. More readers wait in the kernel's queue; where nothing
+	// is answered for a second, they get EAGAIN.
 	Descriptors int
 	// OnError is told what no reader can be told, nil: dropped.
 	OnError func(error)
@@ -59,7 +60,15 @@ type FrontEnd struct {
 	starved atomic.Bool  // the reading loop waits for open to fall
 	answers sync.WaitGroup
 	adopted bool
+	crowded bool // Serve's own: see stall
 }
+
+// stall is how long Serve waits for an answer when there are as many unanswered
+// events as there may be. The answer that it waits for may itself need an event
+// to be read: that of a fill's write. So after that time it reads on, lets
+// through what need not sleep and denies other reads with EAGAIN, until there is
+// room again.
+const stall = time.Second
 
 // attachment is one marked file.
 type attachment struct {
@@ -68,6 +77,8 @@ type attachment struct {
 	inode  sys.Inode
 	exempt func(pid int) bool
 	marked atomic.Bool
+	// detached is set before Detach flushes the table for the last time.
+	detached atomic.Bool
 	// events counts those that were looked up and not answered; it grows
 	// only under mu and while the entry is in attached.
 	events sync.WaitGroup
@@ -137,7 +148,13 @@ func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid i
 	// Known before marked: an event for an unknown file is denied.
 	f.attached[inode] = a
 	if object.Complete() {
-		return nil
+		// One that a process before this one has left would never go.
+		err := sys.FanotifyUnmark(f.o.Group, file)
+		if err == nil || errors.Is(err, syscall.ENOENT) {
+			return nil
+		}
+		delete(f.attached, inode)
+		return errors.Join(fmt.Errorf("attach %s: %w", path, err), file.Close())
 	}
 	if err := sys.FanotifyMark(f.o.Group, file); err != nil {
 		delete(f.attached, inode)
@@ -156,16 +173,32 @@ func (f *FrontEnd) Detach(id ondemand.ObjectID) error {
 	if a == nil {
 		return fmt.Errorf("detach %s: %w", id.Short(), ErrNotAttached)
 	}
-	f.o.Table.Flush(id, fmt.Errorf("read %s: %w", id.Short(), ondemand.ErrDetached))
+	f.flush(a)
 	f.mu.Lock()
 	err := f.unmarkLocked(a)
-	delete(f.attached, a.inode)
+	if f.attached[a.inode] == a {
+		delete(f.attached, a.inode)
+	}
 	f.mu.Unlock()
 	// A read that had been looked up before the deletion may have entered
-	// the table after the flush.
-	f.o.Table.Flush(id, fmt.Errorf("read %s: %w", id.Short(), ondemand.ErrDetached))
+	// the table after the flush, or is about to: then submit flushes it.
+	a.detached.Store(true)
+	f.flush(a)
 	a.events.Wait()
 	return errors.Join(err, a.file.Close())
+}
+
+func (f *FrontEnd) flush(a *attachment) {
+	id := a.object.ID()
+	f.o.Table.Flush(id, fmt.Errorf("read %s: %w", id.Short(), ondemand.ErrDetached))
+}
+
+// submit enters a miss into the table, which answers it.
+func (f *FrontEnd) submit(a *attachment, r ondemand.Range, waited time.Duration, answer func(error)) {
+	f.o.Table.Submit(a.object, r, waited, answer)
+	if a.detached.Load() {
+		f.flush(a)
+	}
 }
 
 func (f *FrontEnd) find(id ondemand.ObjectID) *attachment {
@@ -214,7 +247,8 @@ func (f *FrontEnd) unmarkLocked(a *attachment) error {
 }
 
 // Serve reads and answers events until ctx ends; events that are open then stay
-// so. Nothing is filled on its goroutine.
+// so. With an error there may be events whose number was lost: only a process that
+// starts with Occupy can answer them. Nothing is filled on Serve's goroutine.
 //
 // It waits in the runtime's poller rather than on a thread of its own: what it
 // starts for a miss then runs on the same processor the moment it waits again,
@@ -252,7 +286,9 @@ func (f *FrontEnd) Serve(ctx context.Context) (err error) {
 			return fmt.Errorf("read events: %w", err)
 		}
 		used = n
-		f.batch(f.o.Inflight.buffer()[:n])
+		if err := f.batch(f.o.Inflight.buffer()[:n]); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -268,15 +304,28 @@ func (f *FrontEnd) read(events syscall.RawConn, used int) (n int, err error) {
 	return n, errors.Join(waitErr, err)
 }
 
-// waitForRoom waits until another event may be taken; false when ctx has ended.
+// waitForRoom waits until another event may be taken, or it is clear that
+// waiting does not help; false when ctx has ended.
 func (f *FrontEnd) waitForRoom(ctx context.Context) bool {
-	for f.room() <= 0 {
+	if f.room() > 0 {
+		f.crowded = false
+		return true
+	}
+	var stalled <-chan time.Time
+	for f.room() <= 0 && !f.crowded {
 		f.starved.Store(true)
 		if f.room() > 0 {
 			break // an answer came in between
 		}
+		if stalled == nil {
+			timer := time.NewTimer(stall)
+			defer timer.Stop()
+			stalled = timer.C
+		}
 		select {
 		case <-f.answered:
+		case <-stalled:
+			f.crowded = true
 		case <-ctx.Done():
 			return false
 		}
@@ -293,151 +342,3 @@ func (f *FrontEnd) window() []byte {
 	buf := f.o.Inflight.buffer()
 	return buf[:min(len(buf), max(f.room(), 1)*sys.FanotifyEventSize)]
 }
-
-// batch handles the events of one read. One that is malformed is denied, and the
-// others are handled as if it were not there.
-func (f *FrontEnd) batch(buf []byte) {
-	for len(buf) > 0 {
-		var ev sys.FanotifyEvent
-		var err error
-		ev, buf, err = sys.ParseFanotifyEvent(buf)
-		switch {
-		case err != nil:
-			f.o.OnError(err)
-			if ev.FD >= 0 {
-				f.take(ev.FD).answer(err)
-			}
-		case ev.Mask&sys.FanQOverflow != 0:
-			// Cannot be: the queue has no limit. If it is, readers were let through.
-			f.o.OnError(errors.New("the kernel dropped events: readers may have seen zeros"))
-		case ev.FD < 0:
-			// The kernel could not open the descriptor and has denied the read.
-			f.o.OnError(fmt.Errorf("event without a descriptor, denied by the kernel: %w", syscall.Errno(-ev.FD)))
-		default:
-			f.handle(ev)
-		}
-	}
-}
-
-// handle answers one event, or enters it into the table, which will. A panic denies.
-func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
-	e := f.take(ev.FD)
-	defer func() {
-		if p := recover(); p != nil {
-			e.answer(fmt.Errorf("fanotify: internal error: %v", p))
-		}
-	}()
-	if ev.PID == f.pid {
-		e.answer(nil) // our own fill, through a descriptor opened after the mark
-		return
-	}
-	inode, err := sys.InodeOf(ev.FD)
-	if err != nil {
-		e.answer(err)
-		return
-	}
-	a := f.lookUp(inode, e)
-	if a == nil {
-		e.answer(ErrNotAttached)
-		return
-	}
-	r := extent(ev, a.object.Size())
-	if a.object.Has(r) {
-		a.hits.Add(1)
-		e.answer(nil)
-		f.settle(a)
-		return
-	}
-	if a.exempt != nil && a.exempt(ev.PID) {
-		e.answer(nil)
-		return
-	}
-	a.misses.Add(1)
-	if ev.FD >= f.o.Inflight.Slots() {
-		e.answer(syscall.EAGAIN) // beyond what a successor could be told of
-		return
-	}
-	f.o.Inflight.enter(taken{number: ev.FD, pid: ev.PID, inode: inode, event: ev, since: sys.Monotonic()})
-	e.entered = true
-	f.o.Table.Submit(a.object, r, 0, e.answer)
-}
-
-// lookUp finds the attachment and ties the event to it, so that Detach waits.
-func (f *FrontEnd) lookUp(inode sys.Inode, e *openEvent) *attachment {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	a := f.attached[inode]
-	if a != nil {
-		e.tie(a)
-	}
-	return a
-}
-
-// settle unmarks the object once it is complete.
-func (f *FrontEnd) settle(a *attachment) {
-	if a.marked.Load() && a.object.Complete() {
-		if err := f.unmark(a); err != nil {
-			f.o.OnError(err)
-		}
-	}
-}
-
-// openEvent is an event that must be answered; its answer works once.
-type openEvent struct {
-	f        *FrontEnd
-	number   int
-	entered  bool // it stands in the Inflight table
-	keepOpen bool // number belongs to something else of this process as well
-	ties     []*attachment
-	done     atomic.Bool
-}
-
-// tie is called under mu, before anything can answer the event.
-func (e *openEvent) tie(a *attachment) {
-	a.events.Add(1)
-	e.ties = append(e.ties, a)
-}
-
-func (f *FrontEnd) take(number int) *openEvent {
-	f.open.Add(1)
-	f.answers.Add(1)
-	return &openEvent{f: f, number: number}
-}
-
-// answer lets the reader go on, or denies it with the errno of err. Only the
-// first call does anything.
-func (e *openEvent) answer(err error) {
-	if e.done.Swap(true) {
-		return
-	}
-	f := e.f
-	defer f.answers.Done()
-	errno := ondemand.Errno(err)
-	_, failed := respondIfOpen(f.o.Group, e.number, errno) // not open: the reader was killed
-	if failed != nil && errno != syscall.EIO {
-		_, failed = respondIfOpen(f.o.Group, e.number, syscall.EIO)
-	}
-	if e.entered {
-		f.o.Inflight.leave(e.number)
-	}
-	if !e.keepOpen {
-		failed = errors.Join(failed, sys.NewFD(e.number).Close())
-	}
-	if failed != nil {
-		f.o.OnError(failed)
-	}
-	for _, a := range e.ties {
-		a.events.Done()
-	}
-	f.open.Add(-1)
-	if f.starved.Swap(false) {
-		select {
-		case f.answered <- struct{}{}:
-		default: // it has one
-		}
-	}
-}
-
-// Drain returns when every event that was taken has been answered. Serve must
-// have returned, and the table must be closed.
-func (f *FrontEnd) Drain() { f.answers.Wait() }

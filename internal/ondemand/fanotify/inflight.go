@@ -159,7 +159,7 @@ func (t *Inflight) leave(number int) { t.state(number).Store(0) }
 func (t *Inflight) outstanding() []taken {
 	var out []taken
 	known := make(map[int]bool)
-	for n := range min(t.slots, int(t.used().Load())) {
+	for n := range int(min(uint64(t.slots), t.used().Load())) {
 		if t.state(n).Load() != slotTaken {
 			continue
 		}

@@ -1,0 +1,164 @@
+package fanotify
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/sys"
+)
+
+// batch handles the events of one read. One that is malformed is denied, and the
+// others are handled as if it were not there; an error says that it is not known
+// where the next one begins.
+func (f *FrontEnd) batch(buf []byte) error {
+	for len(buf) > 0 {
+		var ev sys.FanotifyEvent
+		var err error
+		ev, buf, err = sys.ParseFanotifyEvent(buf)
+		switch {
+		case err != nil:
+			f.o.OnError(err)
+			if ev.FD >= 0 {
+				f.take(ev.FD).answer(err)
+			}
+			if buf == nil {
+				return fmt.Errorf("read events: %w", err)
+			}
+		case ev.Mask&sys.FanQOverflow != 0:
+			// Cannot be: the queue has no limit. If it is, readers were let through.
+			f.o.OnError(errors.New("the kernel dropped events: readers may have seen zeros"))
+		case ev.FD < 0:
+			// The kernel could not open the descriptor and has denied the read.
+			f.o.OnError(fmt.Errorf("event without a descriptor, denied by the kernel: %w", syscall.Errno(-ev.FD)))
+		default:
+			f.handle(ev)
+		}
+	}
+	return nil
+}
+
+// handle answers one event, or enters it into the table, which will. A panic denies.
+func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
+	e := f.take(ev.FD)
+	defer func() {
+		if p := recover(); p != nil {
+			e.answer(fmt.Errorf("fanotify: internal error: %v", p))
+		}
+	}()
+	if ev.PID == f.pid {
+		e.answer(nil) // our own fill, through a descriptor opened after the mark
+		return
+	}
+	inode, err := sys.InodeOf(ev.FD)
+	if err != nil {
+		e.answer(err)
+		return
+	}
+	a := f.lookUp(inode, e)
+	if a == nil {
+		e.answer(ErrNotAttached)
+		return
+	}
+	r := extent(ev, a.object.Size())
+	if a.object.Has(r) {
+		a.hits.Add(1)
+		e.answer(nil)
+		f.settle(a)
+		return
+	}
+	if a.exempt != nil && a.exempt(ev.PID) {
+		e.answer(nil)
+		return
+	}
+	a.misses.Add(1)
+	if f.crowded && f.room() < 0 || ev.FD >= f.o.Inflight.Slots() {
+		e.answer(syscall.EAGAIN) // no room, or beyond what a successor could be told of
+		return
+	}
+	f.o.Inflight.enter(taken{number: ev.FD, pid: ev.PID, inode: inode, event: ev, since: sys.Monotonic()})
+	e.entered = true
+	f.submit(a, r, 0, e.answer)
+}
+
+// lookUp finds the attachment and ties the event to it, so that Detach waits.
+func (f *FrontEnd) lookUp(inode sys.Inode, e *openEvent) *attachment {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	a := f.attached[inode]
+	if a != nil {
+		e.tie(a)
+	}
+	return a
+}
+
+// settle unmarks the object once it is complete.
+func (f *FrontEnd) settle(a *attachment) {
+	if a.marked.Load() && a.object.Complete() {
+		if err := f.unmark(a); err != nil {
+			f.o.OnError(err)
+		}
+	}
+}
+
+// openEvent is an event that must be answered; its answer works once.
+type openEvent struct {
+	f        *FrontEnd
+	number   int
+	entered  bool // it stands in the Inflight table
+	keepOpen bool // number belongs to something else of this process as well
+	ties     []*attachment
+	done     atomic.Bool
+}
+
+// tie is called under mu, before anything can answer the event.
+func (e *openEvent) tie(a *attachment) {
+	a.events.Add(1)
+	e.ties = append(e.ties, a)
+}
+
+func (f *FrontEnd) take(number int) *openEvent {
+	f.open.Add(1)
+	f.answers.Add(1)
+	return &openEvent{f: f, number: number}
+}
+
+// answer lets the reader go on, or denies it with the errno of err. Only the
+// first call does anything.
+func (e *openEvent) answer(err error) {
+	if e.done.Swap(true) {
+		return
+	}
+	f := e.f
+	defer f.answers.Done()
+	errno := ondemand.Errno(err)
+	_, failed := respondIfOpen(f.o.Group, e.number, errno) // not open: the reader was killed
+	if failed != nil && errno != syscall.EIO {
+		_, failed = respondIfOpen(f.o.Group, e.number, syscall.EIO)
+	}
+	if e.entered {
+		f.o.Inflight.leave(e.number)
+	}
+	if !e.keepOpen {
+		failed = errors.Join(failed, sys.NewFD(e.number).Close())
+	}
+	if failed != nil {
+		f.o.OnError(failed)
+	}
+	for _, a := range e.ties {
+		a.events.Done()
+	}
+	f.open.Add(-1)
+	if f.starved.Swap(false) {
+		select {
+		case f.answered <- struct{}{}:
+		default: // it has one
+		}
+	}
+}
+
+// Drain returns when every event that was taken has been answered. Serve must
+// have returned, and the table must be closed.
+func (f *FrontEnd) Drain() { f.answers.Wait() }
