@@ -104,6 +104,24 @@ func TestWaitsBetweenStarts(t *testing.T) {
 	}
 }
 
+func TestWaitAfterManyEndsIsShortUntilNoneIsReady(t *testing.T) {
+	var b backoff
+	for range 20 {
+		b.next(0, true)
+	}
+	for n := range patientStarts {
+		if wait := b.next(0, false); wait != readyWait {
+			t.Errorf("after %d that were not ready: %v", n+1, wait)
+		}
+	}
+	if wait := b.next(0, false); wait != longestWait {
+		t.Errorf("after one more: %v", wait)
+	}
+	if wait := b.next(0, true); wait != readyWait {
+		t.Errorf("after one that was ready: %v", wait)
+	}
+}
+
 func TestProgramThatVanishesIsWaitedFor(t *testing.T) {
 	dir := t.TempDir()
 	path := dir + "/lacuna"
