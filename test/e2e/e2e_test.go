@@ -31,6 +31,7 @@ func TestMain(m *testing.M) {
 	ondemandtest.BeReader()
 	beStormReader()
 	beHolder()
+	beDaemon()
 	os.Exit(leaktest.Run(run{m}, os.Stderr))
 }
 

@@ -109,12 +109,27 @@ func (w *weather) judge(what string) {
 
 func TestWorkerKilledUnderReaders(t *testing.T) {
 	w := newWeather(t)
+	young := 0
 	w.strikeTimes(workerKills, func() {
-		if err := syscall.Kill(w.waitWorker(0), syscall.SIGKILL); err != nil {
-			t.Fatal(err)
+		pid := w.killWorker(0)
+		if w.rng.IntN(4) == 0 { // the next one dies while it starts
+			w.killWorker(pid)
+			young++
 		}
 	})
+	t.Logf("%d more were killed while they started", young)
 	w.judge(fmt.Sprintf("worker killed %d times under 16 readers", workerKills))
+}
+
+// killWorker kills a worker other than the given one, as soon as there is one.
+func (w *weather) killWorker(other int) int {
+	w.t.Helper()
+	pid := w.waitWorker(other)
+	pause(time.Duration(w.rng.Int64N(int64(150 * time.Millisecond))))
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		w.t.Fatal(err)
+	}
+	return pid
 }
 
 func TestUpgradeUnderReaders(t *testing.T) {
