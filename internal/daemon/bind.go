@@ -58,6 +58,9 @@ func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindR
 	if i.bound[dir] != nil {
 		return reply, refuse(control.ExitInUse, "`lacuna detach` it first", "bind %s: it is bound already", dir)
 	}
+	if err := i.refuseSourcesLocked(dir); err != nil {
+		return reply, err
+	}
 	rec := record{Kind: kindBind, Path: dir, Devnode: socket}
 	b, err := i.bindLocked(rec, devnode.Options{Path: socket}, nil)
 	if errors.Is(err, devnode.ErrInUse) {

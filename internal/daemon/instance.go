@@ -52,6 +52,8 @@ type Instance struct {
 	bound     map[string]*boundDir // by directory
 	unguarded []control.Unguarded
 
+	loops map[string]bool // what checkLoops has reported; its caller's alone
+
 	errMu  sync.Mutex // guards errors; never held with another lock wanted
 	errors []string   // the last ones that no reader could be told of
 }

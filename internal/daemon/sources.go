@@ -38,9 +38,15 @@ type origin struct {
 	Once string `json:"once,omitempty"`
 }
 
+// Kinds of origins.
+const (
+	originHTTP = "http"
+	originFile = "file"
+)
+
 // redacted is the name without what is secret in it.
 func (o origin) redacted() string {
-	if o.Kind == "http" {
+	if o.Kind == originHTTP {
 		return source.Redact(o.Name)
 	}
 	return o.Name
@@ -48,7 +54,7 @@ func (o origin) redacted() string {
 
 // host groups the origins that share connections.
 func (o origin) host() string {
-	if u, err := url.Parse(o.Name); o.Kind == "http" && err == nil {
+	if u, err := url.Parse(o.Name); o.Kind == originHTTP && err == nil {
 		return u.Scheme + "://" + u.Host
 	}
 	return "local files"
@@ -95,7 +101,7 @@ func (o *opener) Close() error {
 
 // open asks the source what it has.
 func (o *opener) open(ctx context.Context, name string) (origin, source.Blob, error) {
-	where := origin{Kind: "file", Name: name}
+	where := origin{Kind: originFile, Name: name}
 	var blob source.Blob
 	var err error
 	switch scheme, _, found := strings.Cut(name, "://"); {
@@ -103,7 +109,7 @@ func (o *opener) open(ctx context.Context, name string) (origin, source.Blob, er
 		if err := checkURL(name); err != nil {
 			return where, nil, err
 		}
-		where.Kind = "http"
+		where.Kind = originHTTP
 		blob, err = httprange.Open(ctx, name, o.options)
 	case found:
 		return where, nil, refuse(control.ExitUsage, "give an http:// or https:// URL, or the path of a local file",
@@ -149,7 +155,7 @@ func checkPath(name string) error {
 
 // reopen makes the blob of a known origin, without asking the source.
 func (o *opener) reopen(where origin) (source.Blob, error) {
-	if where.Kind == "file" {
+	if where.Kind == originFile {
 		return o.wrap(where, file.Reopen(where.Name, where.Identity)), nil
 	}
 	options := o.options

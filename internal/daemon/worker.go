@@ -31,6 +31,7 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 		s: s, log: log, client: client, held: held, started: time.Now(),
 		pushed: make(map[string][]*sys.FD), files: make(map[string]*attachedFile),
 		objects: make(map[ondemand.ObjectID]*servedObject), bound: make(map[string]*boundDir),
+		loops: make(map[string]bool),
 	}
 	// Signals are taken from the first moment on, or one would kill us.
 	signals := make(chan os.Signal, 8)
@@ -103,6 +104,7 @@ func (w *worker) run(ctx context.Context) (int, error) {
 			if err := w.root.Beat(); err != nil {
 				w.report("touching the lock", err)
 			}
+			w.checkLoops()
 		case err := <-w.failed:
 			return 1, err // the keeper starts the next one
 		case <-w.client.Lost():
