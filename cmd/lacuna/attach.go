@@ -11,29 +11,43 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon"
+	"github.com/lacunafs/lacuna/internal/source"
 )
 
 // attachCmd makes a source appear as a file.
 type attachCmd struct {
-	Source     string `arg:"" name:"url|path" help:"http:// or https:// URL, or the path of a local file."`
-	File       string `arg:"" help:"Where it appears: a name that is free, or an empty file."`
+	Source     string `arg:"" name:"URL|PATH" help:"http:// or https:// URL, or the path of a local file."`
+	File       string `arg:"" name:"FILE" help:"Where it appears: a name that is free, or an empty file."`
 	SHA256     string `name:"sha256" placeholder:"HEX" help:"Digest that the whole must have; checked once everything is here."`
 	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
 }
 
 // Help is the long help.
 func (attachCmd) Help() string {
-	return `FILE appears with its full size at once, read-only. What is read is fetched, and
-stays in the cache. Where a daemon listens, it serves FILE, and the command
-returns. Otherwise the command itself serves it: it prints "ready" when reads may
-begin, runs until SIGINT or SIGTERM, and then takes FILE away again.
+	return `URL|PATH is an http:// or https:// URL, or the path of a local file. FILE is
+where it appears: a name that is free in a directory that exists, or an empty
+file, which is covered and comes back. FILE has its full size at once and is
+read-only. What is read is fetched, and stays in the cache, also for the next
+attach.
+
+Where a daemon listens, it serves FILE, and the command returns. Otherwise the
+command serves it itself: it prints "ready" when reads may begin, runs until
+SIGINT or SIGTERM, and takes FILE away again.
+
+User and password, or a signature, go into the URL; messages do not show them.
+Data without a digest cannot be verified: --sha256 gives one.
 
   # lacuna attach https://example.org/big.iso /mnt/big.iso
   ready
 
 EXIT STATUS
-  0 ok  1 error  2 usage  3 not supported here  4 cache is corrupt
-  5 source cannot be reached or does not give the file  6 FILE or cache in use`
+  0  FILE is attached; in the foreground: it was, until a signal
+  1  error, such as a full disk
+  2  wrong usage: FILE is not empty, lies in the cache, has no directory
+  3  not supported by this kernel or the cache's filesystem, or not root
+  4  what the cache has of it is corrupt
+  5  the source cannot be reached, or does not give the file
+  6  FILE is attached already, or another instance has the cache`
 }
 
 // Run is the verb.
@@ -57,11 +71,14 @@ func (c *attachCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	told := a.tellLater("asking " + source.Redact(c.Source))
+	defer told()
 	if client == nil {
-		return a.foreground(daemon.Settings{Config: cfg, Attach: &q})
+		return a.foreground(daemon.Settings{Config: cfg, Attach: &q}, told)
 	}
 	defer client.Close()
 	reply, err := client.Attach(ctx, q)
+	told()
 	if err != nil {
 		return err
 	}
@@ -106,18 +123,29 @@ func (a *app) printJSON(v any) error {
 
 // detachCmd undoes attach and bind.
 type detachCmd struct {
-	File    string `arg:"" help:"The attached file, or the bound directory."`
+	File    string `arg:"" name:"FILE|DIR" help:"The attached file, or the bound directory."`
 	Hydrate bool   `help:"Fetch everything first, and leave FILE as an ordinary file."`
 }
 
 // Help is the long help.
 func (detachCmd) Help() string {
-	return `The data that was fetched stays in the cache, for the next attach of the same
-source. A file that is open somewhere stays attached.
+	return `FILE|DIR is an attached file or a bound directory. What was fetched stays in
+the cache for the next attach of the same source. A file that a process has
+open stays attached. An empty file that was covered is there again; otherwise
+the name is free. The files of a bound directory are ordinary sparse files
+afterwards, and their holes read as zeros.
+
+  # lacuna detach --hydrate /mnt/big.iso
+  # ls -l /mnt/big.iso
+  -rw-r--r-- 1 root root 4700372992 May  9 12:00 /mnt/big.iso
 
 EXIT STATUS
-  0 ok  1 error  2 usage  4 digest does not match  5 source cannot be reached
-  6 FILE is in use`
+  0  it is detached
+  1  it is not attached, or no instance runs, or another error
+  2  wrong usage
+  4  --hydrate: the data does not have the digest of --sha256
+  5  --hydrate: the source cannot be reached, or has changed
+  6  a process has it open; the message names it`
 }
 
 // Run is the verb.
@@ -152,22 +180,34 @@ func (a *app) dial(ctx context.Context) (*control.Client, error) {
 
 // bindCmd serves a directory to an external daemon.
 type bindCmd struct {
-	Dir        string `arg:"" help:"Directory of sparse files of the right sizes."`
+	Dir        string `arg:"" name:"DIR" help:"Directory of sparse files of the right sizes."`
 	Devnode    string `required:"" placeholder:"SOCKET" help:"Socket to make, for the daemon that fills the files."`
 	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
 }
 
 // Help is the long help.
 func (bindCmd) Help() string {
-	return `Whoever reads a hole of a file in DIR sleeps until the daemon that has opened the
-devnode has filled it. docs/devnode.md has the protocol; examples/ has daemons.
-Reads of holes fail with an input/output error while no daemon is connected.
-Where no lacuna daemon listens, the command itself serves DIR: it prints "ready"
-when reads may begin, and runs until SIGINT or SIGTERM. Then the files are
-ordinary sparse files again, whose holes read as zeros.
+	return `DIR holds sparse files of the right sizes. Whoever reads a hole of one sleeps
+until the daemon that has opened the devnode SOCKET has filled it. While no
+daemon is connected, reads of holes fail with an input/output error.
+docs/devnode.md has the protocol, examples/ has daemons in Python, shell and
+Go.
+
+Where a lacuna daemon listens, it serves DIR, and the command returns.
+Otherwise the command serves it itself: it prints "ready" when reads may begin,
+and runs until SIGINT or SIGTERM. Then the files are ordinary sparse files
+again, and their holes read as zeros.
+
+  # truncate -s 4G /srv/blobs/model.bin
+  # lacuna bind /srv/blobs --devnode /run/blobs.sock
+  ready
 
 EXIT STATUS
-  0 ok  1 error  2 usage  3 not supported here  6 DIR, socket or cache in use`
+  0  DIR is bound; in the foreground: it was, until a signal
+  1  error
+  2  wrong usage: DIR is not a directory, or SOCKET has none
+  3  not supported by this kernel or DIR's filesystem, or not root
+  6  DIR is bound already, SOCKET is in use, or another instance has the cache`
 }
 
 // Run is the verb.
@@ -190,7 +230,7 @@ func (c *bindCmd) Run(a *app) error {
 		return err
 	}
 	if client == nil {
-		return a.foreground(daemon.Settings{Config: cfg, Bind: &q})
+		return a.foreground(daemon.Settings{Config: cfg, Bind: &q}, func() {})
 	}
 	defer client.Close()
 	reply, err := client.Bind(ctx, q)
@@ -198,21 +238,30 @@ func (c *bindCmd) Run(a *app) error {
 		return err
 	}
 	a.notes(reply.Notes)
-	return a.print("bound %s (%d files)\n", q.Dir, reply.Files)
+	return a.print("bound %s (%s)\n", q.Dir, count(reply.Files, "file"))
 }
 
 // hydrateCmd fetches everything of a file.
 type hydrateCmd struct {
-	File string `arg:"" help:"The attached file."`
+	File string `arg:"" name:"FILE" help:"The attached file."`
 }
 
 // Help is the long help.
 func (hydrateCmd) Help() string {
-	return `Returns when all data is in the cache, durable, and verified where a digest is
-known. Interrupted, it can be called again and goes on.
+	return `FILE is an attached file. The command returns when all of its data is in the
+cache, durable, and verified where a digest is known; readers need not wait for
+it. When it is interrupted, what was fetched stays, and the same command goes
+on.
+
+  # lacuna hydrate /mnt/big.iso
+  big.iso [#########.....................]  31% 1.4 of 4.4 GiB, 210 MiB/s
 
 EXIT STATUS
-  0 ok  1 error  2 usage  4 digest does not match  5 source cannot be reached`
+  0  everything is there
+  1  FILE is not attached, or no instance runs, or another error
+  2  wrong usage
+  4  the data does not have the digest of --sha256
+  5  the source cannot be reached, or has changed`
 }
 
 // Run is the verb.
@@ -234,9 +283,16 @@ func (c *hydrateCmd) Run(a *app) error {
 func (a *app) hydrate(ctx context.Context, client *control.Client, path string) error {
 	p := newProgress(a.stderr)
 	defer p.end()
-	return client.Hydrate(ctx, control.HydrateRequest{File: path}, func(now control.Progress) {
+	err := client.Hydrate(ctx, control.HydrateRequest{File: path}, func(now control.Progress) {
 		p.show(filepath.Base(path), now.Present, now.Total)
 	})
+	if errors.Is(err, context.Canceled) {
+		return &control.Error{
+			Message: fmt.Sprintf("hydrate %s: interrupted", path),
+			Hint:    "what was fetched stays in the cache: the same command goes on", Exit: control.ExitError,
+		}
+	}
+	return err
 }
 
 // isTerminal tells whether f is one.

@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/config"
@@ -17,17 +21,26 @@ import (
 
 // inspectCmd shows an object of the cache.
 type inspectCmd struct {
-	Object string `arg:"" name:"file|key" help:"An attached file, or an object's key or the start of it."`
+	Object string `arg:"" name:"FILE|KEY" help:"An attached file, or an object's key or the start of it."`
 	JSON   bool   `name:"json" help:"Print JSON."`
 }
 
 // Help is the long help.
 func (inspectCmd) Help() string {
-	return `Reads the cache itself, with or without a running instance; what a running one
-has fetched in the last seconds may not be on record yet.
+	return `FILE|KEY is an attached file, or an object's key or the start of it. The
+command reads the cache itself, with or without a running instance; what a
+running one has fetched in the last seconds may not be on record yet.
+
+  # lacuna inspect 4075bd
+  object:    4075bd9263c86deda7e1e3bef90fd6e1b0533a12dc1aa72235a11d4e60c95af2
+  present:   1501560832 bytes (31.8%) in 17 ranges
+  ...
 
 EXIT STATUS
-  0 ok  1 error, or no such object  2 usage  4 corrupt`
+  0  ok
+  1  no such object, no cache, or another error
+  2  wrong usage
+  4  the object is damaged and cannot be shown`
 }
 
 // barWidth is the width of the presence bar in characters.
@@ -39,9 +52,9 @@ func (c *inspectCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	root, err := cache.OpenRootReadOnly(cfg.Root)
+	root, err := openReadOnly(cfg.Root)
 	if err != nil {
-		return fmt.Errorf("open cache %s: %w", cfg.Root, err)
+		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	id, err := find(root, c.Object)
@@ -64,24 +77,38 @@ func (c *inspectCmd) Run(a *app) (err error) {
 	if f, ok := a.stdout.(*os.File); ok && isTerminal(f) {
 		width = barWidth
 	}
+	// For people: its name, not the JSON that describes it.
+	in.Source = json.RawMessage(daemon.SourceName(in.Source))
 	return in.Print(a.stdout, width)
+}
+
+// openReadOnly opens the cache that must be there.
+func openReadOnly(dir string) (*cache.Root, error) {
+	root, err := cache.OpenRootReadOnly(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &control.Error{
+			Message: fmt.Sprintf("open cache root %s: there is no cache", dir),
+			Hint:    "name it with --root DIR", Exit: control.ExitError,
+		}
+	}
+	return root, err
 }
 
 // find takes an attached file's path or the start of a key.
 func find(root *cache.Root, name string) (ondemand.ObjectID, error) {
-	if id, ok := daemon.ObjectAt(root.Dir(), name); ok {
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", name, err)
+	}
+	if id, ok := daemon.ObjectAt(root.Dir(), path); ok {
 		return id, nil
 	}
-	id, err := root.Find(name)
-	if err != nil {
-		return "", fmt.Errorf("find %s in %s: %w", name, root.Dir(), err)
-	}
-	return id, nil
+	return root.Find(name)
 }
 
 // checkCmd proves presence against the data.
 type checkCmd struct {
-	Objects []string `arg:"" optional:"" name:"file|key" help:"Attached files or keys; default: every object."`
+	Objects []string `arg:"" optional:"" name:"FILE|KEY" help:"Attached files or keys; default: every object."`
 	Verify  bool     `help:"Compare the bytes too: with the digest where one is known, else with the source."`
 	Repair  bool     `help:"Forget what is wrong, so that it is fetched again. Needs the cache for itself."`
 	JSON    bool     `name:"json" help:"Print JSON."`
@@ -89,12 +116,27 @@ type checkCmd struct {
 
 // Help is the long help.
 func (checkCmd) Help() string {
-	return `A block that is recorded as present and is a hole in the data is corrupt.
+	return `FILE|KEY are attached files or keys; without any, all objects are checked. A
+block that is recorded as present, and is a hole in the data, is corrupt.
+--verify compares the bytes as well: with the digest where one is known, else
+with the source. --repair forgets what is wrong, so that it is fetched again;
+it needs the cache for itself.
+
+  # lacuna check
+  4075bd9263c8  ok       1.4 GiB of 4.4 GiB present
+  # lacuna check --verify --repair 4075
 
 EXIT STATUS
-  0 all is right  1 error  2 usage  4 corrupt, also where it was repaired
-  5 source cannot be reached  6 --repair while an instance has the cache`
+  0  all is right
+  1  no such object, no cache, or another error
+  2  wrong usage
+  4  something is corrupt, or was before --repair
+  5  --verify: the source cannot be reached, or has changed
+  6  --repair: an instance has the cache`
 }
+
+// maxRanges is how many ranges are printed of an object.
+const maxRanges = 8
 
 // Run is the verb.
 func (c *checkCmd) Run(a *app) (err error) {
@@ -102,13 +144,15 @@ func (c *checkCmd) Run(a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	open := cache.OpenRootReadOnly
-	if c.Repair {
-		open = func(dir string) (*cache.Root, error) { return cache.OpenRoot(dir, cache.RootOptions{}) }
+	root, err := openReadOnly(cfg.Root)
+	if err == nil && c.Repair {
+		err = root.Close()
+		if err == nil {
+			root, err = cache.OpenRoot(cfg.Root, cache.RootOptions{AllowAnyFilesystem: true})
+		}
 	}
-	root, err := open(cfg.Root)
 	if err != nil {
-		return fmt.Errorf("open cache %s: %w", cfg.Root, err)
+		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	ids, err := c.choose(root)
@@ -123,7 +167,7 @@ func (c *checkCmd) Run(a *app) (err error) {
 		if err != nil {
 			return fmt.Errorf("check %s: %w", id.Short(), err)
 		}
-		if rep.Corrupt() {
+		if foundCorrupt(rep) {
 			corrupt++
 		}
 		reports = append(reports, rep)
@@ -132,13 +176,20 @@ func (c *checkCmd) Run(a *app) (err error) {
 		return err
 	}
 	if corrupt > 0 {
-		hint := "`lacuna check --repair` forgets what is wrong, and it is fetched again"
-		if c.Repair {
-			hint = "what was wrong is forgotten and will be fetched again"
-		}
-		return &control.Error{Message: fmt.Sprintf("%d of %d objects are corrupt", corrupt, len(ids)), Hint: hint, Exit: control.ExitCorrupt}
+		return corruptError(corrupt, len(ids), c.Repair)
 	}
 	return nil
+}
+
+func corruptError(n, of int, repaired bool) error {
+	verb, hint := "are", "`lacuna check --repair` forgets what is wrong, and it is fetched again"
+	if repaired {
+		verb, hint = "were", "what was wrong is forgotten and will be fetched again"
+	}
+	if n == 1 {
+		verb = map[string]string{"are": "is", "were": "was"}[verb]
+	}
+	return &control.Error{Message: fmt.Sprintf("%d of %d objects %s corrupt", n, of, verb), Hint: hint, Exit: control.ExitCorrupt}
 }
 
 func (c *checkCmd) choose(root *cache.Root) (ids []ondemand.ObjectID, err error) {
@@ -185,31 +236,46 @@ func (c *checkCmd) print(a *app, reports []cache.Report) error {
 		return a.printJSON(reports)
 	}
 	for _, r := range reports {
-		state := "ok"
-		if r.Corrupt() {
-			state = "CORRUPT"
-		}
-		compared := ""
-		if r.Verified {
-			compared = ", bytes verified"
-		}
-		if err := a.print("%.12s %s: %s of %s present%s\n", r.ID, state, sizeText(r.Present), sizeText(r.Size), compared); err != nil {
+		if err := a.print("%s", reportText(r)); err != nil {
 			return err
-		}
-		for _, bad := range []struct {
-			what   string
-			ranges []ondemand.Range
-		}{{"recorded as present and missing", append(r.Holes, r.Recovered.Holes...)}, {"other bytes than the source", r.Mismatches}} {
-			if len(bad.ranges) > 0 {
-				list, err := json.Marshal(bad.ranges)
-				if err != nil {
-					return err
-				}
-				if err := a.print("  %s: %s\n", bad.what, list); err != nil {
-					return err
-				}
-			}
 		}
 	}
 	return nil
+}
+
+// foundCorrupt tells whether an object was corrupt, be it right again by now.
+func foundCorrupt(r cache.Report) bool {
+	return r.Corrupt() || len(r.Recovered.Holes) > 0 || r.Recovered.Reset != ""
+}
+
+func reportText(r cache.Report) string {
+	var b strings.Builder
+	state, compared := "ok", ""
+	if foundCorrupt(r) {
+		state = "CORRUPT"
+	}
+	if r.Verified {
+		compared = ", bytes verified"
+	}
+	fmt.Fprintf(&b, "%.12s  %-7s  %s of %s present%s\n", r.ID, state, sizeText(r.Present), sizeText(r.Size), compared)
+	list := func(what string, ranges []ondemand.Range) {
+		if len(ranges) == 0 {
+			return
+		}
+		fmt.Fprintf(&b, "  %s:", what)
+		for n, bad := range ranges {
+			if n == maxRanges {
+				fmt.Fprintf(&b, " and %d more", len(ranges)-n)
+				break
+			}
+			fmt.Fprintf(&b, " %v", bad)
+		}
+		b.WriteByte('\n')
+	}
+	list("recorded as present, and holes", slices.Concat(r.Holes, r.Recovered.Holes))
+	list("other bytes than the source", r.Mismatches)
+	if r.Recovered.Reset != "" {
+		fmt.Fprintf(&b, "  nothing counts as present: %s\n", r.Recovered.Reset)
+	}
+	return b.String()
 }

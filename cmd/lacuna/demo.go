@@ -23,7 +23,7 @@ import (
 // demoCmd shows the main job.
 type demoCmd struct {
 	Size int64  `default:"1024" placeholder:"MIB" help:"Size of the file in MiB."`
-	Dir  string `default:"/var/tmp" help:"Where the demo works; on ext4, xfs or btrfs."`
+	Dir  string `default:"/var/tmp" placeholder:"DIR" help:"Where the demo works; on ext4, xfs or btrfs."`
 }
 
 // Help is the long help.
@@ -31,8 +31,17 @@ func (demoCmd) Help() string {
 	return `Starts a web server on this machine with a large file, attaches the file, reads
 three places of it, then all of it, compares, and takes everything away again.
 
+  # lacuna demo
+  making a file of 1024 MiB for a web server on this machine
+  $ lacuna attach http://127.0.0.1:41173/served.bin /var/tmp/lacuna-demo-1/big
+  ready
+  ...
+
 EXIT STATUS
-  0 ok  1 error, or the bytes differ  2 usage  3 not supported here`
+  0  ok
+  1  the bytes differ, or another error
+  2  wrong usage
+  3  not supported by this kernel or DIR's filesystem, or not root`
 }
 
 // demo is one run.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon"
@@ -10,19 +12,28 @@ import (
 
 // daemonCmd runs an instance that serves what others ask for.
 type daemonCmd struct {
-	Keeper string `enum:"own,systemd" default:"own" help:"Who holds the kernel's descriptors while the worker restarts: 'own' starts a small process for it, 'systemd' uses the service manager's descriptor store (for the unit file)."`
+	Keeper string `enum:"own,systemd" default:"own" placeholder:"own|systemd" help:"Who holds the kernel's descriptors while the worker restarts: 'own' starts a small process for it, 'systemd' uses the service manager's descriptor store (for the unit file)."`
 }
 
 // Help is the long help.
 func (daemonCmd) Help() string {
-	return `Runs the daemon, which attach, detach, bind, hydrate and status talk to over the
-control socket. It runs until SIGTERM or SIGINT, then takes everything down that
-it served. SIGHUP to it upgrades to the program that is now on disk; readers
-notice a delay at most. If its worker dies it is restarted, and readers that
-sleep get their data from the next one.
+	return `The daemon does what attach, detach, bind, hydrate and status ask for over the
+control socket. It runs until SIGTERM or SIGINT, then takes down all that it
+served. SIGHUP upgrades it to the program that is now on disk; readers notice a
+delay at most. If its worker dies it is restarted, and readers that sleep get
+their data from the next one.
+
+  # lacuna daemon &
+  # lacuna attach https://example.org/big.iso /mnt/big.iso
+  attached /mnt/big.iso (4.4 GiB)
 
 EXIT STATUS
-  0 stopped  1 error  2 usage  3 not supported here  6 cache in use`
+  0  it was stopped by a signal
+  1  error
+  2  wrong usage, or a setting that cannot be
+  3  not supported by this kernel or the cache's filesystem, or not root
+  4  the cache was written by a newer version, or cannot be read
+  6  another instance has the cache`
 }
 
 // Run is the verb.
@@ -43,19 +54,33 @@ func (c *daemonCmd) Run(a *app) error {
 func (a *app) keep(s daemon.Settings, o daemon.KeepOptions) error {
 	log := a.logger(s.Config, s.Foreground)
 	status, err := daemon.RunKeeper(context.Background(), s, o, log)
-	if status != 0 {
+	var worker *keeper.WorkerError
+	if errors.As(err, &worker) || err == nil && status != 0 {
 		// The worker has told why.
 		log.Debug("ended", "status", status, "err", err)
 		return errSilent(status)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("keep the worker: %w", err)
+	}
+	return nil
 }
 
-// foreground runs an instance of the command's own.
-func (a *app) foreground(s daemon.Settings) error {
+// foreground runs an instance of the command's own; ready is called before it
+// says that reads may begin.
+func (a *app) foreground(s daemon.Settings, ready func()) error {
 	s.Foreground, s.Version = true, version
-	return a.keep(s, daemon.KeepOptions{Env: a.environ, Ready: a.stdout})
+	return a.keep(s, daemon.KeepOptions{Env: a.environ, Ready: writerFunc(func(p []byte) (int, error) {
+		ready()
+		return a.stdout.Write(p)
+	})})
 }
+
+// writerFunc is an io.Writer.
+type writerFunc func([]byte) (int, error)
+
+// Write calls the function.
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // workerCmd is how a keeper starts its worker.
 type workerCmd struct{}
@@ -115,6 +140,13 @@ func (*keeperCmd) Run(a *app) error {
 
 // versionCmd prints the version.
 type versionCmd struct{}
+
+// Help is the long help.
+func (versionCmd) Help() string {
+	return `EXIT STATUS
+  0  ok
+  2  wrong usage`
+}
 
 // Run is the verb.
 func (*versionCmd) Run(a *app) error { return a.print("lacuna %s\n", version) }

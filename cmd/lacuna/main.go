@@ -2,6 +2,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -83,24 +84,38 @@ func run(args []string, a *app) (status int) {
 		kong.Description("Lacuna makes remote data readable before it has been downloaded."),
 		kong.Writers(a.stdout, a.stderr),
 		kong.Exit(func(code int) { panic(exitStatus(code)) }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.Help(printHelp),
 	)
 	if err != nil {
 		return a.fail(fmt.Errorf("lacuna: internal error: %w", err))
 	}
 	ctx, err := parser.Parse(args)
 	if err != nil {
-		var parse *kong.ParseError
-		hint := "lacuna --help"
-		if errors.As(err, &parse) && parse.Context != nil && parse.Context.Command() != "" {
-			hint = "lacuna " + strings.Fields(parse.Context.Command())[0] + " --help"
-		}
-		return a.fail(&control.Error{Message: err.Error(), Hint: "see `" + hint + "`", Exit: control.ExitUsage})
+		return a.fail(wrongUsage(args, err))
 	}
 	if err := ctx.Run(a); err != nil {
 		return a.fail(err)
 	}
 	return int(control.ExitOK)
+}
+
+// wrongUsage words kong's errors, which speak of its own grammar.
+func wrongUsage(args []string, err error) error {
+	message, help := err.Error(), "lacuna --help"
+	var parse *kong.ParseError
+	verb := ""
+	if errors.As(err, &parse) && parse.Context != nil {
+		verb, _, _ = strings.Cut(parse.Context.Command(), " ")
+	}
+	switch {
+	case verb != "":
+		message, help = verb+": "+message, "lacuna "+verb+" --help"
+	case len(args) == 0 || strings.HasPrefix(message, "expected one of"):
+		message = "no command given"
+	case strings.HasPrefix(message, "unexpected argument "):
+		message = "unknown command " + strings.TrimPrefix(message, "unexpected argument ")
+	}
+	return &control.Error{Message: message, Hint: "see `" + help + "`", Exit: control.ExitUsage}
 }
 
 // errSilent ends a command with a status when the error has been told already.
@@ -116,6 +131,9 @@ func (a *app) fail(err error) int {
 		return int(silent)
 	}
 	told := daemon.Explain(err)
+	if errors.Is(err, context.Canceled) {
+		told = &control.Error{Message: "interrupted", Exit: control.ExitError}
+	}
 	fmt.Fprintf(a.stderr, "lacuna: %s\n", told.Message)
 	if told.Hint != "" {
 		fmt.Fprintf(a.stderr, "hint: %s\n", told.Hint)
@@ -150,6 +168,9 @@ func (a *app) logger(c config.Config, foreground bool) *slog.Logger {
 	}
 	if c.Verbose {
 		level = slog.LevelDebug
+	}
+	if foreground && !c.Verbose && c.LogFormat == "text" {
+		return slog.New(newPlainLog(a.stderr))
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {

@@ -30,6 +30,48 @@ func sizeText(n int64) string {
 	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[name])
 }
 
+// count is "1 file" or "2 files".
+func count[N int | int64 | uint64](n N, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+// durationText prints a time for people, with two or three digits.
+func durationText(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return fmt.Sprintf("%d µs", d.Microseconds())
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", d.Seconds()*1e3)
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}
+
+// percentText is part of whole; 100% only when it is all.
+func percentText(part, whole int64) string {
+	if part >= whole {
+		return "100%"
+	}
+	return fmt.Sprintf("%.1f%%", min(100*float64(part)/float64(whole), 99.9))
+}
+
+// tellLater tells what a command waits for, on a terminal, once it has waited
+// for a second; the function that it returns ends the waiting.
+func (a *app) tellLater(what string) func() {
+	f, ok := a.stderr.(*os.File)
+	if !ok || !isTerminal(f) {
+		return func() {}
+	}
+	timer := time.AfterFunc(time.Second, func() { fmt.Fprintf(f, "%s ...\n", what) })
+	return func() { timer.Stop() }
+}
+
 // progress shows how far something is, on a terminal, once it takes over a second.
 type progress struct {
 	out     io.Writer

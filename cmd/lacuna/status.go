@@ -16,8 +16,28 @@ type statusCmd struct {
 
 // Help is the long help.
 func (statusCmd) Help() string {
-	return `EXIT STATUS
-  0 ok  1 no instance runs  2 usage`
+	return `Asks the instance that listens on the control socket what it serves: for each
+file how much is present, whether it is verified, and how long readers waited.
+With --json, times are in nanoseconds, sizes in bytes.
+
+  # lacuna status
+  lacuna v0.1.0, daemon, up 2m10s (keeper 811, worker 812)
+  cache     /var/lib/lacuna
+  misses    0 waiting, 61 filled, 0 failed
+  latency   of a miss: p50 12 ms, p99 48 ms
+
+  /mnt/big.iso
+    source    https://example.org/big.iso
+    object    4075bd9263c8
+    present   1.4 GiB of 4.4 GiB (31.8%)
+    verified  no digest is known
+    reads     902 present, 61 missed
+    fetched   1.4 GiB in 17 requests, first byte after p50 9.2 ms, p99 31 ms
+
+EXIT STATUS
+  0  ok
+  1  no instance runs, or another error
+  2  wrong usage`
 }
 
 // Run is the verb.
@@ -36,34 +56,30 @@ func (c *statusCmd) Run(a *app) error {
 	if c.JSON {
 		return a.printJSON(s)
 	}
-	return a.print("%s", statusText(s))
+	return a.print("%s", statusText(s, time.Now()))
 }
 
-func statusText(s control.Status) string {
+func statusText(s control.Status, now time.Time) string {
 	var b strings.Builder
 	kind := "daemon"
 	if s.Foreground {
 		kind = "in the foreground"
 	}
-	fmt.Fprintf(&b, "lacuna %s, %s, keeper %d, worker %d, up %s\n", s.Version, kind, s.KeeperPID, s.WorkerPID,
-		time.Since(s.Started).Round(time.Second))
-	fmt.Fprintf(&b, "cache      %s\n", s.Root)
-	r := s.Requests
-	fmt.Fprintf(&b, "misses     %d pending, %d filled, %d failed, %d expired, %d flushed, %d shared a fill\n",
-		r.Pending, r.Filled, r.Failed, r.Expired, r.Flushed, r.Coalesced)
-	if r.Filled > 0 {
-		fmt.Fprintf(&b, "latency    p50 %s, p99 %s\n", r.P50.Round(time.Microsecond), r.P99.Round(time.Microsecond))
+	fmt.Fprintf(&b, "lacuna %s, %s, up %s (keeper %d, worker %d)\n", s.Version, kind,
+		now.Sub(s.Started).Round(time.Second), s.KeeperPID, s.WorkerPID)
+	fmt.Fprintf(&b, "cache     %s\n", s.Root)
+	fmt.Fprintf(&b, "misses    %s\n", requestsText(s.Requests))
+	if s.Requests.Filled > 0 {
+		fmt.Fprintf(&b, "latency   of a miss: %s\n", quantiles(s.Requests.P50, s.Requests.P99))
+	}
+	if len(s.Attached)+len(s.Bound) == 0 {
+		b.WriteString("\nnothing is attached\n")
 	}
 	for _, f := range s.Attached {
 		attachedText(&b, f)
 	}
 	for _, d := range s.Bound {
-		daemon := "no daemon connected"
-		if d.DaemonPID != 0 {
-			daemon = fmt.Sprintf("daemon %d", d.DaemonPID)
-		}
-		fmt.Fprintf(&b, "\n%s\n  devnode  %s, %s, %d pending\n  present  %s of %s in %d files\n  reads    %d present, %d missed\n",
-			d.Dir, d.Devnode, daemon, d.Pending, sizeText(d.Present), sizeText(d.Size), d.Files, d.Hits, d.Misses)
+		boundText(&b, d)
 	}
 	for _, u := range s.Unguarded {
 		fmt.Fprintf(&b, "\nUNGUARDED from %s to %s: readers may have seen zeros in\n  %s\n",
@@ -72,29 +88,63 @@ func statusText(s control.Status) string {
 			fmt.Fprintf(&b, "  still used by process %s\n", strings.Join(u.Users, ", process "))
 		}
 	}
+	if len(s.Errors) > 0 {
+		b.WriteString("\nlast errors\n")
+	}
 	for _, e := range s.Errors {
-		fmt.Fprintf(&b, "\nerror: %s\n", e)
+		fmt.Fprintf(&b, "  %s\n", strings.ReplaceAll(e, "\n", "; "))
 	}
 	return b.String()
 }
 
-func attachedText(b *strings.Builder, f control.Attached) {
-	percent := 100.0
-	if f.Size > 0 {
-		percent = 100 * float64(f.Present) / float64(f.Size)
+// requestsText leaves out what is rare and did not happen.
+func requestsText(r control.Requests) string {
+	text := fmt.Sprintf("%d waiting, %d filled, %d failed", r.Pending, r.Filled, r.Failed)
+	for _, rare := range []struct {
+		n    uint64
+		what string
+	}{{r.Expired, "took too long"}, {r.Flushed, "flushed"}, {r.Coalesced, "shared a fill"}} {
+		if rare.n > 0 {
+			text += fmt.Sprintf(", %d %s", rare.n, rare.what)
+		}
 	}
-	fmt.Fprintf(b, "\n%s\n  source   %s\n  object   %.12s\n  present  %s of %s (%.1f%%), verified: %s\n  reads    %d present, %d missed; %s fetched in %d requests\n",
-		f.File, f.Source, f.Object, sizeText(f.Present), sizeText(f.Size), percent, f.Verified,
-		f.Hits, f.Misses, sizeText(f.Fetched), f.Requests)
+	return text
+}
+
+func quantiles(p50, p99 time.Duration) string {
+	return fmt.Sprintf("p50 %s, p99 %s", durationText(p50), durationText(p99))
+}
+
+func attachedText(b *strings.Builder, f control.Attached) {
+	verified := map[string]string{
+		"yes": "yes, by its digest", "pending": "not yet: the digest is checked once everything is here",
+		"unverifiable": "no digest is known",
+	}[f.Verified]
+	fmt.Fprintf(b, "\n%s\n  source    %s\n  object    %.12s\n  present   %s of %s (%s)\n  verified  %s\n  reads     %d present, %d missed\n",
+		f.File, f.Source, f.Object, sizeText(f.Present), sizeText(f.Size), percentText(f.Present, f.Size), verified, f.Hits, f.Misses)
 	if f.Requests > 0 {
-		fmt.Fprintf(b, "  latency  of the source: p50 %s, p99 %s\n", f.SourceP50.Round(time.Microsecond), f.SourceP99.Round(time.Microsecond))
+		fmt.Fprintf(b, "  fetched   %s in %s", sizeText(f.Fetched), count(f.Requests, "request"))
+		if f.SourceP50 > 0 {
+			fmt.Fprintf(b, ", first byte after %s", quantiles(f.SourceP50, f.SourceP99))
+		}
+		b.WriteByte('\n')
 	}
 	if !f.Ranges {
-		fmt.Fprintf(b, "  note     the server does not serve ranges: downloaded once, in order\n")
+		b.WriteString("  note      the server does not serve ranges: downloaded once, in order\n")
 	}
 	if f.Error != "" {
-		fmt.Fprintf(b, "  ERROR    %s\n", f.Error)
+		fmt.Fprintf(b, "  error     %s\n", strings.ReplaceAll(f.Error, "\n", "; "))
 	}
+}
+
+func boundText(b *strings.Builder, d control.Bound) {
+	by := "no daemon is connected"
+	if d.DaemonPID != 0 {
+		by = fmt.Sprintf("daemon %d", d.DaemonPID)
+	}
+	fmt.Fprintf(b, "\n%s\n  devnode   %s, %s, %d waiting\n  present   %s of %s (%s) in %s\n  reads     %d present, %d missed\n",
+		d.Dir, d.Devnode, by, d.Pending, sizeText(d.Present), sizeText(d.Size), percentText(d.Present, d.Size),
+		count(d.Files, "file"), d.Hits, d.Misses)
 }
 
 // featuresCmd shows what the kernel can do.
@@ -104,10 +154,17 @@ type featuresCmd struct {
 
 // Help is the long help.
 func (featuresCmd) Help() string {
-	return `Each feature is tried, on the cache directory where the filesystem matters.
+	return `Each feature is tried; where the filesystem matters, on that of the cache
+directory. "unknown" is what only root can find out. Nothing is left behind.
+
+  # lacuna features
+  fanotify-pre-content  yes
+  mount-api             yes
 
 EXIT STATUS
-  0 ok  1 error  2 usage`
+  0  the list was printed, whatever it says
+  1  error
+  2  wrong usage`
 }
 
 // Run is the verb.
@@ -122,7 +179,8 @@ func (c *featuresCmd) Run(a *app) error {
 		return a.printJSON(list)
 	}
 	for _, f := range list {
-		if err := a.print("%-22s %-8s %s\n", f.Name, f.Answer, f.Reason); err != nil {
+		line := fmt.Sprintf("%-21s %-8s %s", f.Name, f.Answer, f.Reason)
+		if err := a.print("%s\n", strings.TrimRight(line, " ")); err != nil {
 			return err
 		}
 	}

@@ -94,7 +94,12 @@ func readFile(path *string) (Partial, error) {
 		return Partial{}, nil
 	}
 	if err != nil {
-		return Partial{}, fmt.Errorf("read the configuration: %w", err)
+		reason := err
+		var path *fs.PathError
+		if errors.As(err, &path) {
+			reason = path.Err
+		}
+		return Partial{}, &SettingError{Origin: name, Reason: reason.Error(), Advice: "name another file with --config or LACUNA_CONFIG"}
 	}
 	return parseFile(name, data)
 }

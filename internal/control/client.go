@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -51,8 +52,12 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 }
 
 func notRunning(socket string, err error) error {
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("connect to %s: %w", socket, ErrNotRunning)
+	}
+	var call *os.SyscallError // within net's error, which names the socket again
+	if errors.As(err, &call) {
+		err = call.Err
 	}
 	return fmt.Errorf("connect to %s: %w", socket, err)
 }
@@ -122,6 +127,10 @@ func (c *Client) post(ctx context.Context, verb string, q any) (*http.Response, 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		var outer *url.Error // which quotes a URL that nobody typed
+		if errors.As(err, &outer) {
+			err = outer.Err
+		}
 		return nil, fmt.Errorf("ask the daemon at %s: %w", c.socket, err)
 	}
 	if resp.StatusCode == http.StatusOK {

@@ -25,10 +25,7 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
 	i.mu.Lock()
 	bound := i.bound[path]
 	i.mu.Unlock()
-	if bound != nil {
-		if q.Hydrate {
-			return refuse(control.ExitUsage, "the external daemon has the data", "detach %s: a bound directory cannot be hydrated", path)
-		}
+	if bound != nil && !q.Hydrate {
 		return i.unbind(path)
 	}
 	copied := ""
@@ -40,7 +37,7 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	f, err := i.attachedLocked(path)
+	f, err := i.attachedLocked("detach", path)
 	if err != nil {
 		return err
 	}
@@ -60,10 +57,13 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
 	return nil
 }
 
-func (i *Instance) attachedLocked(path string) (*attachedFile, error) {
+func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
 	f := i.files[path]
+	if i.bound[path] != nil {
+		return nil, refuse(control.ExitUsage, "the external daemon has the data", "%s %s: it is a bound directory", verb, path)
+	}
 	if f == nil || f.object == nil {
-		return nil, refuse(control.ExitError, "`lacuna status` lists what is attached", "%s is not attached", path)
+		return nil, refuse(control.ExitError, "`lacuna status` lists what is attached", "%s %s: it is not attached", verb, path)
 	}
 	return f, nil
 }
@@ -144,7 +144,7 @@ func (i *Instance) Hydrate(ctx context.Context, q control.HydrateRequest, progre
 
 func (i *Instance) hydrate(ctx context.Context, path string, progress func(control.Progress)) (*servedObject, error) {
 	i.mu.Lock()
-	f, err := i.attachedLocked(path)
+	f, err := i.attachedLocked("hydrate", path)
 	if err != nil {
 		i.mu.Unlock()
 		return nil, err

@@ -131,8 +131,6 @@ func explainSource(err error) (hint string, exit control.Exit) {
 
 func explainErrno(err error) (hint string, exit control.Exit) {
 	switch {
-	case errors.Is(err, context.Canceled):
-		return "what was fetched stays in the cache: the same command goes on", control.ExitError
 	case errors.Is(err, syscall.EROFS):
 		return "choose another place: that filesystem is mounted read-only", control.ExitError
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

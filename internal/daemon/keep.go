@@ -64,8 +64,8 @@ const runDir = "/run/lacuna"
 // notifyAddress is a socket that only this user may write to; empty, for an
 // abstract one that the keeper chooses, where the directory cannot be made.
 func notifyAddress() string {
-	if os.MkdirAll(runDir, 0o755) != nil {
-		return ""
+	if os.Geteuid() != 0 || os.MkdirAll(runDir, 0o755) != nil {
+		return "" // root's directory lets nobody else in
 	}
 	// Sockets of keepers that were killed answer nobody.
 	stale, err := filepath.Glob(filepath.Join(runDir, "keeper-*.sock"))

@@ -42,6 +42,16 @@ func RedactSource(raw json.RawMessage) json.RawMessage {
 	return clean
 }
 
+// SourceName is the name of the source in an object's description, without what
+// is secret in it; empty where there is none.
+func SourceName(raw json.RawMessage) string {
+	var o origin
+	if json.Unmarshal(raw, &o) != nil {
+		return ""
+	}
+	return o.redacted()
+}
+
 // SourceOf opens the source that an object's description names, bound to the
 // bytes that it had. The caller closes the blob, then calls done.
 func SourceOf(c config.Config, version string, raw json.RawMessage) (blob source.Blob, done func() error, err error) {

@@ -22,6 +22,17 @@ type supervisor struct {
 	signals  chan os.Signal
 }
 
+// WorkerError says that the worker has ended with a status other than 0. The
+// worker has had standard error to say why.
+type WorkerError struct {
+	PID, Status int
+}
+
+// Error is for the log.
+func (e *WorkerError) Error() string {
+	return fmt.Sprintf("worker %d ended with status %d", e.PID, e.Status)
+}
+
 // ending is why the keeper ends.
 type ending struct {
 	status int
@@ -147,7 +158,7 @@ func (s *supervisor) start() error {
 // ended decides what follows from the worker's end.
 func (s *supervisor) ended() (lifetime, *ending) {
 	w, life, status := s.clear()
-	err := fmt.Errorf("worker %d ended with status %d", w.pid, status)
+	err := &WorkerError{PID: w.pid, Status: status}
 	switch {
 	case life.stopping && status == 0:
 		return lifetime{}, &ending{clean: true}
@@ -187,7 +198,7 @@ func (s *supervisor) stop() *ending {
 		// It went when it was asked to, maybe before it listened.
 		return &ending{}
 	case status != 0:
-		return &ending{status: status, err: fmt.Errorf("worker %d stopped with status %d", w.pid, status)}
+		return &ending{status: status, err: &WorkerError{PID: w.pid, Status: status}}
 	}
 	return &ending{clean: true}
 }
@@ -250,7 +261,7 @@ func (s *supervisor) replaceWorker(ctx context.Context) *ending {
 		if status == 0 {
 			return &ending{clean: true}
 		}
-		return &ending{status: status, err: fmt.Errorf("worker %d ended with status %d", w.pid, status)}
+		return &ending{status: status, err: &WorkerError{PID: w.pid, Status: status}}
 	}
 	s.opt.OnEvent(Event{What: HandedOver, PID: w.pid})
 	return nil
