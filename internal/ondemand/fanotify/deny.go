@@ -16,6 +16,10 @@ const denyPollMillis = 50
 // too, until ctx ends. It is what the keeper does while no worker runs:
 // without it readers would sleep without limit. Nobody else may use the group.
 func DenyAll(ctx context.Context, group *sys.FD, t *Inflight) error {
+	// Whoever handed the group on may have made it blocking, for all holders.
+	if err := sys.SetNonblock(group.Int(), true); err != nil {
+		return err
+	}
 	if err := denyOpen(group, t, nil); err != nil {
 		return err
 	}

@@ -258,6 +258,10 @@ func (f *FrontEnd) Serve(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	// Whoever handed the group on may have made it blocking, for all holders.
+	if err := sys.SetNonblock(dup.Int(), true); err != nil {
+		return errors.Join(err, dup.Close())
+	}
 	group := dup.File("fanotify group")
 	stop := context.AfterFunc(ctx, func() {
 		// The only error is that group is closed, and then nobody waits.
