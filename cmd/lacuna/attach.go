@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -295,8 +294,3 @@ func (a *app) hydrate(ctx context.Context, client *control.Client, path string) 
 	return err
 }
 
-// isTerminal tells whether f is one.
-func isTerminal(f *os.File) bool {
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
-}

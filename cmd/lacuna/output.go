@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 // interruptible is a context that ends with SIGINT or SIGTERM.
@@ -23,7 +25,7 @@ func sizeText(n int64) string {
 		return fmt.Sprintf("%d B", n)
 	}
 	value, name := float64(n)/unit, 0
-	for value >= unit && name < 4 {
+	for value >= unit-0.05 && name < 4 { // 1024.0 would be rounded up to
 		value /= unit
 		name++
 	}
@@ -71,6 +73,9 @@ func (a *app) tellLater(what string) func() {
 	timer := time.AfterFunc(time.Second, func() { fmt.Fprintf(f, "%s ...\n", what) })
 	return func() { timer.Stop() }
 }
+
+// isTerminal tells whether f is one.
+func isTerminal(f *os.File) bool { return sys.IsTerminal(int(f.Fd())) }
 
 // progress shows how far something is, on a terminal, once it takes over a second.
 type progress struct {
