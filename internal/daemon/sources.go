@@ -85,7 +85,7 @@ type opener struct {
 func newOpener(s Settings, log *slog.Logger) *opener {
 	o := &opener{log: log}
 	o.options = httprange.Options{
-		UserAgent: "lacuna/" + s.Version, Stall: time.Duration(s.Config.Stall),
+		UserAgent: "lacuna/" + s.Version, Stall: time.Duration(s.Config.Stall), ResponseHeader: time.Duration(s.Config.Stall),
 		ConnsPerHost: s.Config.ConnsPerHost, Proxy: http.ProxyFromEnvironment,
 	}
 	o.http = httprange.NewTransport(o.options)
