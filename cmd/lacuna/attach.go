@@ -293,4 +293,3 @@ func (a *app) hydrate(ctx context.Context, client *control.Client, path string) 
 	}
 	return err
 }
-

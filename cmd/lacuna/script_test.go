@@ -31,7 +31,7 @@ import (
 //	serve NAME SIZE [option ...]  start a server of $WORK/NAME.bin, made of SIZE random bytes; its URL is $NAME
 //	server NAME option ...        change it; options: see serverOption
 //	start NAME lacuna ...         run until it has printed "ready"; its output goes to NAME.stdout and NAME.stderr
-//	end NAME  [INT|TERM] [STATUS] signal it, wait for it, expect the status (0)
+//	end NAME  [INT|TERM|none] [STATUS] signal it, wait for it, expect the status (0)
 //	exits STATUS command ...      run it to its end, expect the status
 //	pread FILE OFFSET LENGTH WANT [!] read from FILE and compare with the file WANT; ! pread: expect EIO
 //	same FILE1 FILE2              compare bytes
@@ -132,7 +132,9 @@ func mountsBelow(t testing.TB, dir string) (points []string) {
 // server is a server on loopback that can go away.
 type server struct {
 	*sourcetest.Server
-	http *httptest.Server
+	http    *httptest.Server
+	latency time.Duration
+	rate    int64
 }
 
 func cmdServe(ts *testscript.TestScript, _ bool, args []string) {
@@ -185,10 +187,16 @@ func (s *server) option(ts *testscript.TestScript, option string) {
 	case "login":
 		user, password, _ := strings.Cut(value, ":")
 		s.SetLogin(user, password)
-	case "rate": // bytes a second
+	case "rate": // bytes a second; 0: no limit
 		n, err := strconv.ParseInt(value, 10, 64)
 		ts.Check(err)
-		s.Throttle(0, n)
+		s.rate = n
+		s.Throttle(s.latency, s.rate)
+	case "latency":
+		d, err := time.ParseDuration(value)
+		ts.Check(err)
+		s.latency = d
+		s.Throttle(s.latency, s.rate)
 	default:
 		ts.Fatalf("server has no option %q", option)
 	}
@@ -251,7 +259,7 @@ func cmdStart(ts *testscript.TestScript, _ bool, args []string) {
 				if _, failed := file.WriteString(line); failed != nil || err != nil {
 					return
 				}
-				if line == "ready\n" || strings.Contains(line, "msg=ready") || strings.Contains(line, `"msg":"ready"`) {
+				if strings.TrimSpace(line) == "ready" || strings.Contains(line, "msg=ready") || strings.Contains(line, `"msg":"ready"`) {
 					once.Do(func() { close(ready) })
 				}
 			}
@@ -287,13 +295,17 @@ func cmdEnd(ts *testscript.TestScript, _ bool, args []string) {
 		case "INT":
 		case "TERM":
 			signal = syscall.SIGTERM
+		case "none":
+			signal = 0
 		default:
 			n, err := strconv.Atoi(arg)
 			ts.Check(err)
 			want = n
 		}
 	}
-	ts.Check(p.cmd.Process.Signal(signal))
+	if signal != 0 {
+		ts.Check(p.cmd.Process.Signal(signal))
+	}
 	<-p.ended
 	delete(w.started, args[0])
 	if got := p.cmd.ProcessState.ExitCode(); got != want {

@@ -113,6 +113,8 @@ func explainSource(err error) (hint string, exit control.Exit) {
 		return "check the address", control.ExitUnreachable
 	case errors.Is(err, source.ErrDenied) && errors.As(err, &status):
 		return "put user and password or a signature into the URL: https://user:password@host/path", control.ExitUnreachable
+	case errors.Is(err, source.ErrDenied):
+		return "the daemon's user may not read it: allow that, or name another path", control.ExitUnreachable
 	case errors.Is(err, source.ErrSizeUnknown):
 		return "the server must tell the length; one that serves ranges or plain files does", control.ExitUnreachable
 	case errors.Is(err, source.ErrChanged):
