@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 // maxSocketPath is the longest path that a unix socket's address holds
@@ -68,48 +70,11 @@ func shorten(socket string) (path string, done func() error, err error) {
 	if len(socket) <= maxSocketPath {
 		return socket, func() error { return nil }, nil
 	}
-	dir, err := os.Open(filepath.Dir(socket))
+	dir, err := sys.OpenPath(filepath.Dir(socket))
 	if err != nil {
 		return "", nil, err
 	}
-	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(socket)), dir.Close, nil
-}
-
-// Listen makes the control socket, readable and writable by its owner only. A
-// socket that a dead instance left is replaced; one that answers is an error.
-func Listen(socket string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
-		return nil, fmt.Errorf("make the control socket's directory: %w", err)
-	}
-	path, done, err := shorten(socket)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", socket, err)
-	}
-	l, err := listen(socket, path)
-	if err := errors.Join(err, done()); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", socket, err)
-	}
-	return l, nil
-}
-
-func listen(socket, path string) (*net.UnixListener, error) {
-	conn, err := dial(context.Background(), socket)
-	if err == nil {
-		return nil, errors.Join(fmt.Errorf("another instance answers there: %w", syscall.EADDRINUSE), conn.Close())
-	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	// The path may be one that ends with its directory's descriptor.
-	l.SetUnlinkOnClose(false)
-	if err := os.Chmod(socket, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
+	return sys.ProcPath(dir.Int()) + "/" + filepath.Base(socket), dir.Close, nil
 }
 
 // Close frees the client's connections.
@@ -138,8 +103,11 @@ func (c *Client) post(ctx context.Context, verb string, q any) (*http.Response, 
 	}
 	var e Error
 	err = json.NewDecoder(resp.Body).Decode(&e)
-	if err := errors.Join(err, resp.Body.Close()); err != nil || e.Message == "" {
-		return nil, fmt.Errorf("ask the daemon at %s: status %d (%w)", c.socket, resp.StatusCode, err)
+	if err := errors.Join(err, resp.Body.Close()); err != nil {
+		return nil, fmt.Errorf("ask the daemon at %s: status %d: %w", c.socket, resp.StatusCode, err)
+	}
+	if e.Message == "" {
+		return nil, fmt.Errorf("ask the daemon at %s: status %d without a message", c.socket, resp.StatusCode)
 	}
 	return nil, &e
 }

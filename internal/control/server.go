@@ -93,6 +93,9 @@ func decode(body io.Reader, into any) error {
 	if err := dec.Decode(into); err != nil {
 		return fmt.Errorf("read the request: %w", err)
 	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("read the request: something follows it")
+	}
 	return nil
 }
 
