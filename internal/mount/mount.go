@@ -57,11 +57,13 @@ func parse(r io.Reader) ([]Mount, error) {
 func parseLine(line string) (Mount, error) {
 	bad := fmt.Errorf("list mounts: line %q is not understood", line)
 	head, tail, ok := strings.Cut(line, " - ")
-	fields, rest := strings.Fields(head), strings.Fields(tail)
-	if !ok || len(fields) < 6 || len(rest) < 1 {
+	// Only the blank separates: other white space in a path stands for itself.
+	fields := strings.Split(head, " ")
+	kind, _, _ := strings.Cut(tail, " ")
+	if !ok || len(fields) < 6 || kind == "" {
 		return Mount{}, bad
 	}
-	m := Mount{Root: unescape(fields[3]), Point: unescape(fields[4]), Type: rest[0]}
+	m := Mount{Root: unescape(fields[3]), Point: unescape(fields[4]), Type: kind}
 	id, err1 := strconv.Atoi(fields[0])
 	parent, err2 := strconv.Atoi(fields[1])
 	major, minor, ok := strings.Cut(fields[2], ":")
