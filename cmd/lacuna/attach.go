@@ -82,7 +82,7 @@ func (c *attachCmd) Run(a *app) error {
 		return err
 	}
 	a.notes(reply.Notes)
-	return a.print("attached %s (%s)\n", q.File, sizeText(reply.Size))
+	return a.print("attached %s (%s)\n", pathText(q.File), sizeText(reply.Size))
 }
 
 // dialUnless connects to the daemon; nil where none listens, or where the
@@ -237,7 +237,7 @@ func (c *bindCmd) Run(a *app) error {
 		return err
 	}
 	a.notes(reply.Notes)
-	return a.print("bound %s (%s)\n", q.Dir, count(reply.Files, "file"))
+	return a.print("bound %s (%s)\n", pathText(q.Dir), count(reply.Files, "file"))
 }
 
 // hydrateCmd fetches everything of a file.

@@ -161,11 +161,15 @@ func (c *checkCmd) Run(a *app) (err error) {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	reports, corrupt := []cache.Report{}, 0
+	reports, corrupt, failed := []cache.Report{}, 0, []error(nil)
 	for _, id := range ids {
 		rep, err := c.one(ctx, a, cfg, root, id)
 		if err != nil {
-			return fmt.Errorf("check %s: %w", id.Short(), err)
+			failed = append(failed, fmt.Errorf("check %s: %w", id.Short(), err))
+			if ctx.Err() != nil {
+				break
+			}
+			continue // a source that is gone must not hide what the others have
 		}
 		if foundCorrupt(rep) {
 			corrupt++
@@ -176,9 +180,12 @@ func (c *checkCmd) Run(a *app) (err error) {
 		return err
 	}
 	if corrupt > 0 {
+		for _, err := range failed {
+			a.fail(err)
+		}
 		return corruptError(corrupt, len(ids), c.Repair)
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 func corruptError(n, of int, repaired bool) error {
@@ -254,7 +261,7 @@ func reportText(r cache.Report) string {
 	if foundCorrupt(r) {
 		state = "CORRUPT"
 	}
-	if r.Verified {
+	if r.Verified && r.Present > 0 {
 		compared = ", bytes verified"
 	}
 	fmt.Fprintf(&b, "%.12s  %-7s  %s of %s present%s\n", r.ID, state, sizeText(r.Present), sizeText(r.Size), compared)

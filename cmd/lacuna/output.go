@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -30,6 +32,14 @@ func sizeText(n int64) string {
 		name++
 	}
 	return fmt.Sprintf("%.1f %ciB", value, "KMGTP"[name])
+}
+
+// pathText is the path, quoted where it would spoil what is printed.
+func pathText(path string) string {
+	if strings.ContainsFunc(path, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(path)
+	}
+	return path
 }
 
 // count is "1 file" or "2 files".

@@ -127,7 +127,7 @@ func TestReportText(t *testing.T) {
 	if got != want {
 		t.Errorf("got\n%s", got)
 	}
-	if got := reportText(cache.Report{ID: "01", Verified: true}); got != "01  ok       0 B of 0 B present, bytes verified\n" {
+	if got := reportText(cache.Report{ID: "01", Size: 2, Present: 1, Verified: true}); got != "01  ok       1 B of 2 B present, bytes verified\n" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -237,5 +237,13 @@ func TestFailWordsAndStatus(t *testing.T) {
 				t.Errorf("status %d, %q", status, out.String())
 			}
 		})
+	}
+}
+
+func TestPathTextQuotesWhatSpoilsTheOutput(t *testing.T) {
+	for path, want := range map[string]string{"/a b/ü": "/a b/ü", "/a\nb": `"/a\nb"`, "/\x1b[2J": `"/\x1b[2J"`} {
+		if got := pathText(path); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }

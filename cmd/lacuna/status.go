@@ -121,7 +121,7 @@ func attachedText(b *strings.Builder, f control.Attached) {
 		"unverifiable": "no digest is known",
 	}[f.Verified]
 	fmt.Fprintf(b, "\n%s\n  source    %s\n  object    %.12s\n  present   %s of %s (%s)\n  verified  %s\n  reads     %d present, %d missed\n",
-		f.File, f.Source, f.Object, sizeText(f.Present), sizeText(f.Size), percentText(f.Present, f.Size), verified, f.Hits, f.Misses)
+		pathText(f.File), pathText(f.Source), f.Object, sizeText(f.Present), sizeText(f.Size), percentText(f.Present, f.Size), verified, f.Hits, f.Misses)
 	if f.Requests > 0 {
 		fmt.Fprintf(b, "  fetched   %s in %s", sizeText(f.Fetched), count(f.Requests, "request"))
 		if f.SourceP50 > 0 {
@@ -143,7 +143,7 @@ func boundText(b *strings.Builder, d control.Bound) {
 		by = fmt.Sprintf("daemon %d", d.DaemonPID)
 	}
 	fmt.Fprintf(b, "\n%s\n  devnode   %s, %s, %d waiting\n  present   %s of %s (%s) in %s\n  reads     %d present, %d missed\n",
-		d.Dir, d.Devnode, by, d.Pending, sizeText(d.Present), sizeText(d.Size), percentText(d.Present, d.Size),
+		pathText(d.Dir), pathText(d.Devnode), by, d.Pending, sizeText(d.Present), sizeText(d.Size), percentText(d.Present, d.Size),
 		count(d.Files, "file"), d.Hits, d.Misses)
 }
 

@@ -44,6 +44,11 @@ func (i *Instance) Attach(ctx context.Context, q control.AttachRequest) (control
 		return reply, err
 	}
 	rec := record{Kind: kindAttach, Path: path}
+	// A place that will not do is told before the source is asked.
+	if _, err := needsPlaceholder(path); err != nil {
+		i.unclaim(path)
+		return reply, err
+	}
 	if err := i.refuseOwn(q.Source); err != nil {
 		i.unclaim(path)
 		return reply, err
@@ -116,7 +121,7 @@ func (i *Instance) claim(file string) (string, error) {
 func (i *Instance) refuseOwn(name string) error {
 	st, err := os.Stat(name)
 	if err != nil {
-		return nil //nolint:nilerr // a URL, or open says what is wrong
+		return nil // a URL, or open says what is wrong
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -170,7 +175,7 @@ func needsPlaceholder(path string) (bool, error) {
 		return true, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("attach %s: %w", path, err)
+		return false, fmt.Errorf("attach %s: %w", path, bare(err))
 	}
 	mounts, err := mount.List()
 	if err != nil {
@@ -204,14 +209,14 @@ func (i *Instance) attachLocked(rec record, where origin, blob source.Blob, sha 
 	if err != nil {
 		return err
 	}
-	undo = append(undo, func() error { return i.releaseLocked(object, rec.Forget) })
+	undo = append(undo, func() error { return i.releaseLocked(object, rec.Forget || object.cached.Present() == 0) })
 	if err := i.records.put(rec); err != nil {
 		return err
 	}
 	undo = append(undo, func() error { return i.records.remove(rec.Path) })
 	if rec.Placeholder {
 		if err := makePlaceholder(rec.Path); err != nil {
-			return err
+			return fmt.Errorf("make an empty file there: %w", bare(err))
 		}
 		undo = append(undo, func() error { return os.Remove(rec.Path) })
 	}

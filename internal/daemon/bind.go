@@ -47,6 +47,9 @@ func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindR
 	if err != nil {
 		return reply, err
 	}
+	if err := suitsDevnode(socket); err != nil {
+		return reply, fmt.Errorf("bind %s: %w", dir, err)
+	}
 	if err := i.suits(dir); err != nil {
 		return reply, fmt.Errorf("bind %s: %w", dir, err)
 	}
@@ -78,6 +81,22 @@ func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindR
 	}
 	i.log.Info("bound", "dir", dir, "devnode", socket, "files", reply.Files)
 	return reply, nil
+}
+
+// maxSocketPath is the longest path of a socket (sun_path of struct sockaddr_un,
+// less its final zero).
+const maxSocketPath = 107
+
+// suitsDevnode tells why no socket can be made at path.
+func suitsDevnode(path string) error {
+	const hint = "choose another path for --devnode"
+	if len(path) > maxSocketPath {
+		return refuse(control.ExitUsage, hint, "make devnode %s: a socket's path has at most %d bytes, this one %d", path, maxSocketPath, len(path))
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() != os.ModeSocket {
+		return refuse(control.ExitUsage, hint, "make devnode %s: there is a file that is not a socket", path)
+	}
+	return nil
 }
 
 // suits tells why files in dir cannot be served.

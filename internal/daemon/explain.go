@@ -18,11 +18,24 @@ import (
 )
 
 // explained is an instance whose errors the command line shows as they are.
-type explained struct{ control.Handler }
+type explained struct {
+	control.Handler
+	// note is what those who attach or bind something are told besides;
+	// empty: nothing.
+	note func() string
+}
+
+func (e explained) notes(notes []string, err error) []string {
+	if text := e.note(); err == nil && text != "" {
+		notes = append(notes, text)
+	}
+	return notes
+}
 
 // Attach is the instance's.
 func (e explained) Attach(ctx context.Context, q control.AttachRequest) (control.AttachReply, error) {
 	reply, err := e.Handler.Attach(ctx, q)
+	reply.Notes = e.notes(reply.Notes, err)
 	return reply, toldError(err)
 }
 
@@ -34,6 +47,7 @@ func (e explained) Detach(ctx context.Context, q control.DetachRequest) error {
 // Bind is the instance's.
 func (e explained) Bind(ctx context.Context, q control.BindRequest) (control.BindReply, error) {
 	reply, err := e.Handler.Bind(ctx, q)
+	reply.Notes = e.notes(reply.Notes, err)
 	return reply, toldError(err)
 }
 

@@ -109,7 +109,7 @@ func (h handler) Status(context.Context) (control.Status, error) { return contro
 func TestErrorsOverTheSocketAreExplained(t *testing.T) {
 	ctx := context.Background()
 	for _, err := range []error{nil, &os.PathError{Op: "open", Path: "/x", Err: syscall.ENOSPC}} {
-		e := explained{handler{err}}
+		e := explained{handler{err}, func() string { return "" }}
 		_, attach := e.Attach(ctx, control.AttachRequest{})
 		_, bind := e.Bind(ctx, control.BindRequest{})
 		for name, got := range map[string]error{

@@ -161,13 +161,21 @@ func (w *worker) listen() error {
 		}
 		l = made
 	}
-	w.server = control.NewServer(explained{w})
+	w.server = control.NewServer(explained{w, w.foregroundNote})
 	go func() {
 		if err := w.server.Serve(l); err != nil {
 			w.failed <- err
 		}
 	}()
 	return nil
+}
+
+// foregroundNote tells whoever lets a foreground command serve more.
+func (w *worker) foregroundNote() string {
+	if !w.s.Foreground {
+		return ""
+	}
+	return fmt.Sprintf("a command in the foreground, process %d, serves it, and takes it away when it ends", w.client.KeeperPID())
 }
 
 func dupListener(l *net.UnixListener) (*sys.FD, error) {
