@@ -16,7 +16,12 @@ type SettingError struct {
 	Origin string
 	// Reason is what is wrong, and Advice what to do about it, if anything.
 	Reason, Advice string
+	// Err is what the system said; nil where it was not asked.
+	Err error
 }
+
+// Unwrap is Err.
+func (e *SettingError) Unwrap() error { return e.Err }
 
 // Error is "origin: setting: reason".
 func (e *SettingError) Error() string {

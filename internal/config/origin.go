@@ -99,7 +99,7 @@ func readFile(path *string) (Partial, error) {
 		if errors.As(err, &path) {
 			reason = path.Err
 		}
-		return Partial{}, &SettingError{Origin: name, Reason: reason.Error(), Advice: "name another file with --config or LACUNA_CONFIG"}
+		return Partial{}, &SettingError{Origin: name, Reason: reason.Error(), Advice: "name another file with --config or LACUNA_CONFIG", Err: err}
 	}
 	return parseFile(name, data)
 }
