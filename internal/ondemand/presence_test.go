@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -184,6 +185,7 @@ func TestMissingIsNeverCalledComplete(t *testing.T) {
 	for range 5000 {
 		start <- struct{}{}
 		for p.Has(whole) {
+			runtime.Gosched()
 		}
 		if p.Complete() {
 			t.Error("complete with a block missing")

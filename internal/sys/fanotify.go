@@ -1,9 +1,11 @@
 package sys
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +58,22 @@ func fanotifyMark(group *FD, op uint, file int) error {
 		return fmt.Errorf("change the pre-content mark: %w", err)
 	}
 	return nil
+}
+
+// FanotifyMarks is the number of inodes that are marked in group, by whichever
+// process (proc_pid_fdinfo(5), "fanotify ino:").
+func FanotifyMarks(group *FD) (int, error) {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", group.Int()))
+	if err != nil {
+		return 0, fmt.Errorf("count the marks: %w", err)
+	}
+	n := 0
+	for line := range bytes.Lines(info) {
+		if bytes.HasPrefix(line, []byte("fanotify ino:")) {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // ProcPath is a path that leads to the open file behind the descriptor raw.

@@ -197,6 +197,34 @@ func TestRealEventsAndAnswers(t *testing.T) {
 	}
 }
 
+func TestMarksAreCounted(t *testing.T) {
+	group, err := FanotifyInit()
+	ok(t, err)
+	defer func() { ok(t, group.Close()) }()
+	var files []*FD
+	count := func() {
+		t.Helper()
+		if n, err := FanotifyMarks(group); err != nil || n != len(files) {
+			t.Errorf("%d marks, %v, want %d", n, err, len(files))
+		}
+	}
+	for count(); len(files) < 300; count() {
+		file, err := OpenPath(tempFile(t).Name())
+		ok(t, err)
+		ok(t, FanotifyMark(group, file))
+		ok(t, FanotifyMark(group, file)) // again: still one
+		files = append(files, file)
+	}
+	for ; len(files) > 0; count() {
+		file := files[0]
+		files = files[1:]
+		ok(t, errors.Join(FanotifyUnmark(group, file), file.Close()))
+		if err := FanotifyUnmark(group, file); err == nil {
+			t.Error("the mark was removed twice")
+		}
+	}
+}
+
 func TestAnswersThatTheKernelRefuses(t *testing.T) {
 	b, _, answer := realEvent(t)
 	ev, _, err := ParseFanotifyEvent(b)

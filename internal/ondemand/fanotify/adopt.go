@@ -9,7 +9,8 @@ import (
 )
 
 // adoptAll is up to how many attached objects Adopt fills the range of an event
-// whose file it does not know in all of them; with more it denies.
+// whose file it does not know in all of them; with more it denies, and also where
+// a file is marked that is not attached here: the event may be for that one.
 const adoptAll = 64
 
 // Legacy are the events that a process which died had read and not answered.
@@ -93,16 +94,34 @@ func (f *FrontEnd) Adopt(l *Legacy) error {
 	for _, ev := range l.events {
 		f.o.Inflight.enter(ev)
 	}
+	guess, err := f.mayGuess()
 	for _, ev := range l.events {
 		e := f.take(ev.number)
 		e.entered, e.keepOpen = true, l.keep[ev.number]
-		f.adoptOne(ev, e)
+		f.adoptOne(ev, e, guess)
 	}
-	return nil
+	return err
 }
 
-func (f *FrontEnd) adoptOne(ev taken, e *openEvent) {
-	all := f.candidates(ev, e)
+// mayGuess tells whether an event whose file is not known must be for one of the
+// attached files, and there are few enough to fill its range in all of them.
+func (f *FrontEnd) mayGuess() (bool, error) {
+	marks, err := sys.FanotifyMarks(f.o.Group)
+	if err != nil {
+		return false, fmt.Errorf("adopt: %w", err)
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, a := range f.attached {
+		if a.marked.Load() {
+			marks--
+		}
+	}
+	return marks == 0 && len(f.attached) <= adoptAll, nil
+}
+
+func (f *FrontEnd) adoptOne(ev taken, e *openEvent, guess bool) {
+	all := f.candidates(ev, e, guess)
 	if len(all) == 0 {
 		e.answer(fmt.Errorf("event %d of a dead process: %w", ev.number, ErrNotAttached))
 		return
@@ -129,14 +148,14 @@ func (f *FrontEnd) adoptOne(ev taken, e *openEvent) {
 }
 
 // candidates are the attachments that the event may be for, tied to it.
-func (f *FrontEnd) candidates(ev taken, e *openEvent) (all []*attachment) {
+func (f *FrontEnd) candidates(ev taken, e *openEvent, guess bool) (all []*attachment) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	if ev.inode != (sys.Inode{}) {
 		if a := f.attached[ev.inode]; a != nil {
 			all = append(all, a)
 		}
-	} else if len(f.attached) <= adoptAll {
+	} else if guess {
 		for _, a := range f.attached {
 			all = append(all, a)
 		}
