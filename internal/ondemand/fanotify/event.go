@@ -131,9 +131,18 @@ func (e *openEvent) answer(err error) {
 	if e.done.Swap(true) {
 		return
 	}
+	errno := ondemand.Errno(err)
+	if wait := e.f.holdBack(e); wait > 0 {
+		e.f.later(e, errno, wait)
+		return
+	}
+	e.send(errno)
+}
+
+// send writes the answer and lets go of the event.
+func (e *openEvent) send(errno syscall.Errno) {
 	f := e.f
 	defer f.answers.Done()
-	errno := ondemand.Errno(err)
 	_, failed := respondIfOpen(f.o.Group, e.number, errno) // not open: the reader was killed
 	if failed != nil && errno != syscall.EIO {
 		_, failed = respondIfOpen(f.o.Group, e.number, syscall.EIO)

@@ -59,6 +59,7 @@ type FrontEnd struct {
 	open    atomic.Int64 // events taken and not answered
 	starved atomic.Bool  // the reading loop waits for open to fall
 	answers sync.WaitGroup
+	burst   burst
 	adopted bool
 	crowded bool // Serve's own: see stall
 }
