@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 	beStormReader()
 	beHolder()
 	beDaemon()
+	beMany()
 	os.Exit(leaktest.Run(run{m}, os.Stderr))
 }
 

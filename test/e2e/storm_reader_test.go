@@ -28,6 +28,13 @@ type stormOrder struct {
 	Readers int
 	Longest int // bytes of a read
 	Seed    uint64
+	// Against, where it is not empty, is a file with the right bytes.
+	Against string
+	// Once: each reader reads every piece of Longest bytes once, in random
+	// order, and ends.
+	Once bool
+
+	right io.ReaderAt
 }
 
 // stormTally is what came of it.
@@ -73,6 +80,15 @@ func beStormReader() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(end)
 	}()
+	o.right = mem.PatternAt(o.Pattern)
+	if o.Against != "" {
+		f, err := os.Open(o.Against)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		o.right = f
+	}
 	tallies := make([]stormTally, o.Readers)
 	var all sync.WaitGroup
 	for n := range tallies {
@@ -98,6 +114,7 @@ func (s *stormTally) read(o stormOrder, n int, end <-chan struct{}) {
 	}
 	defer func() { _ = f.Close() }()
 	buf, want := make([]byte, o.Longest), make([]byte, o.Longest)
+	order := rng.Perm(int((o.Size + int64(o.Longest) - 1) / int64(o.Longest)))
 	for {
 		select {
 		case <-end:
@@ -106,6 +123,13 @@ func (s *stormTally) read(o stormOrder, n int, end <-chan struct{}) {
 		}
 		length := 1 + rng.IntN(o.Longest)
 		off := rng.Int64N(o.Size - int64(length) + 1)
+		if o.Once {
+			if len(order) == 0 {
+				return
+			}
+			off = int64(order[0]) * int64(o.Longest)
+			length, order = int(min(int64(o.Longest), o.Size-off)), order[1:]
+		}
 		p := buf[:length]
 		for i := range p {
 			p[i] = 0xa5
@@ -127,7 +151,10 @@ func (s *stormTally) read(o stormOrder, n int, end <-chan struct{}) {
 }
 
 func (s *stormTally) compare(o stormOrder, off int64, got, want []byte) {
-	_, _ = mem.PatternAt(o.Pattern).ReadAt(want, off) // it cannot fail
+	if _, err := o.right.ReadAt(want, off); err != nil && !errors.Is(err, io.EOF) {
+		s.other(err.Error())
+		return
+	}
 	s.Bytes += int64(len(got))
 	if bytes.Equal(got, want) {
 		return
@@ -200,6 +227,12 @@ func startStorm(t *testing.T, o stormOrder) *storm {
 func (s *storm) finish(limit time.Duration) stormTally {
 	s.t.Helper()
 	_ = s.in.Close()
+	return s.wait(limit)
+}
+
+// wait is finish for readers that end by themselves.
+func (s *storm) wait(limit time.Duration) stormTally {
+	s.t.Helper()
 	late := time.AfterFunc(limit, func() { _ = s.cmd.Process.Kill() })
 	err := s.cmd.Wait()
 	if !late.Stop() {

@@ -81,7 +81,7 @@ func (w *weather) probe(path string, struck time.Time) {
 	case r := <-w.reader.Start(path, off, 4096):
 		w.answer = append(w.answer, time.Since(struck))
 		w.sum.Reads++
-		w.sum.compare(stormOrder{Pattern: stormSeed}, off, r.Data, make([]byte, len(r.Data)))
+		w.sum.compare(stormOrder{right: mem.PatternAt(stormSeed)}, off, r.Data, make([]byte, len(r.Data)))
 		if r.Errno != 0 || r.Err != nil {
 			w.sum.EIO++
 			w.sum.example(fmt.Sprintf("probe at %d: %v %v", off, r.Errno, r.Err))

@@ -1,0 +1,176 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
+	"github.com/lacunafs/lacuna/internal/source/mem"
+	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+)
+
+// smallRoot puts the instance's cache root on an ext4 of 64 MiB.
+func (i *instance) smallRoot() {
+	i.t.Helper()
+	disk, point := filepath.Join(i.dir, "disk"), filepath.Join(i.dir, "small")
+	makeHollow(i.t, disk, 64<<20)
+	if err := os.Mkdir(point, 0o700); err != nil {
+		i.t.Fatal(err)
+	}
+	for _, argv := range [][]string{{"mkfs.ext4", "-q", "-F", disk}, {"mount", "-o", "loop", disk, point}} {
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+		if path, err := exec.LookPath("/usr/sbin/" + argv[0]); err == nil {
+			cmd.Path, cmd.Err = path, nil
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			i.t.Fatalf("%v: %v: %s", argv, err, out)
+		}
+	}
+	i.t.Cleanup(func() { // before the instance's own, which ends what a failed test left
+		if i.t.Failed() {
+			return
+		}
+		select {
+		case <-i.ended:
+		default:
+			i.stop()
+		}
+		if err := syscall.Unmount(point, 0); err != nil {
+			i.t.Errorf("unmount the small filesystem: %v", err)
+		}
+	})
+	i.root = filepath.Join(point, "cache")
+}
+
+// fillUp takes all space of the root's filesystem, and returns how to free it.
+func (i *instance) fillUp() (free func()) {
+	i.t.Helper()
+	path := filepath.Join(filepath.Dir(i.root), "ballast")
+	f, err := os.Create(path)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	block := bytes.Repeat([]byte{1}, 4096)
+	for err == nil {
+		_, err = f.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) || f.Close() != nil {
+		i.t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(path); err != nil {
+			i.t.Error(err)
+		}
+	}
+}
+
+func TestDiskFullReachesReader(t *testing.T) {
+	i := newInstance(t, "")
+	i.smallRoot()
+	i.startDaemon()
+	const size = 200 << 20
+	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), size)
+	file := filepath.Join(i.dir, "file")
+	i.lacuna("attach", server.URL(), file)
+	reader := ondemandtest.StartReader(t)
+	const piece = 1 << 20
+	off := int64(0)
+	for ; off < size; off += piece {
+		r := reader.Read(file, off, piece)
+		if !bytes.Equal(r.Data, pattern(stormSeed, off, len(r.Data))) {
+			t.Fatalf("wrong bytes at %d", off)
+		}
+		if r.Errno == syscall.ENOSPC {
+			break
+		}
+		if r.Errno != 0 || len(r.Data) != piece {
+			t.Fatalf("read at %d: %v, %d bytes", off, r.Errno, len(r.Data))
+		}
+	}
+	if off == size || off < 20<<20 {
+		t.Fatalf("%d MiB were read with 64 MiB of space", off>>20)
+	}
+	t.Logf("ENOSPC at %d MiB", off>>20)
+	// The instance answers, and what is present is read.
+	if s := i.status(); len(s.Attached) != 1 || s.Attached[0].Present < 20<<20 {
+		t.Errorf("status: %+v", s.Attached)
+	}
+	if r := reader.Read(file, 0, piece); r.Errno != 0 || !bytes.Equal(r.Data, pattern(stormSeed, 0, piece)) {
+		t.Errorf("read of what is present: %v", r.Errno)
+	}
+	i.signal(syscall.SIGTERM)
+	<-i.ended
+	// Presence that cannot be recorded is told of; the data is fetched again.
+	t.Logf("stopped on the full disk with %d: %s", i.keeper.ProcessState.ExitCode(), tail(i.log.String(), 4))
+	i.check()
+}
+
+func TestDiskFullThenFreedReadsGoOn(t *testing.T) {
+	i := newInstance(t, "")
+	i.smallRoot()
+	i.startDaemon()
+	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), 32<<20)
+	file := filepath.Join(i.dir, "file")
+	i.lacuna("attach", server.URL(), file)
+	free := i.fillUp()
+	reader := ondemandtest.StartReader(t)
+	for off := int64(0); off < 32<<20; off += 4 << 20 {
+		// Blocks that the filesystem has set aside may serve a few.
+		if r := reader.Read(file, off, 1<<20); r.Errno != syscall.ENOSPC && !bytes.Equal(r.Data, pattern(stormSeed, off, len(r.Data))) {
+			t.Fatalf("read at %d: %v", off, r.Errno)
+		}
+	}
+	if r := reader.Read(file, 31<<20, 1<<20); r.Errno != syscall.ENOSPC {
+		t.Errorf("read on a full disk: %v", r.Errno)
+	}
+	if _, err := i.try("attach", server.URL()+"?second", file+"2"); exitOf(err) != int(control.ExitError) || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("attach on a full disk: %v", err)
+	}
+	if _, err := os.Lstat(file + "2"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it has left something: %v", err)
+	}
+	free()
+	freed := time.Now()
+	eventually(t, 20*time.Second, func() error {
+		if r := reader.Read(file, 31<<20, 1<<20); r.Errno != 0 || !bytes.Equal(r.Data, pattern(stormSeed, 31<<20, 1<<20)) {
+			return r.Errno
+		}
+		return nil
+	})
+	t.Logf("data comes %v after space was freed", time.Since(freed).Round(time.Millisecond))
+	if r := reader.Read(file, 0, 32<<20); r.Errno != 0 || !bytes.Equal(r.Data, pattern(stormSeed, 0, 32<<20)) {
+		t.Errorf("read of the whole: %v, %d bytes", r.Errno, len(r.Data))
+	}
+	i.lacuna("attach", server.URL()+"?second", file+"2")
+	i.lacuna("detach", file+"2")
+	i.check()
+}
+
+func TestDiskFullAtStart(t *testing.T) {
+	i := newInstance(t, "")
+	i.smallRoot()
+	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), 32<<20)
+	file := filepath.Join(i.dir, "file")
+	free := i.fillUp()
+	i.start("attach", server.URL(), file)
+	<-i.ended
+	if exit := i.keeper.ProcessState.ExitCode(); exit != int(control.ExitError) || !strings.Contains(i.log.String(), "no space left") {
+		t.Errorf("ended with %d: %s", exit, i.log.String())
+	}
+	t.Logf("it says: %s", strings.TrimSpace(i.log.String()))
+	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it has left something: %v", err)
+	}
+	free()
+	i.startDaemon()
+}
