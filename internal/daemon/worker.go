@@ -105,6 +105,9 @@ func (w *worker) run(ctx context.Context) (int, error) {
 				w.report("touching the lock", err)
 			}
 			w.checkLoops()
+			if w.s.Foreground && w.servesNothing() {
+				return w.end(ctx) // all was detached by another command
+			}
 		case err := <-w.failed:
 			return 1, err // the keeper starts the next one
 		case <-w.client.Lost():
@@ -125,6 +128,12 @@ func (w *worker) run(ctx context.Context) (int, error) {
 			}
 		}
 	}
+}
+
+func (w *worker) servesNothing() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.files) == 0 && len(w.bound) == 0
 }
 
 // checkpointAll makes presence durable, so that the next worker need not fetch again.
