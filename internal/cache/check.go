@@ -45,8 +45,8 @@ type Report struct {
 	Compared int64 `json:"compared"`
 	// Digest is the SHA256 of the data, where it was computed.
 	Digest string `json:"digest,omitempty"`
-	// Verified: all that is present was compared with the source, or with
-	// the digest, and is right.
+	// Verified: something is present, and all of it was compared with the
+	// source, or with the digest, and is right.
 	Verified bool `json:"verified"`
 	// Repaired: holes and mismatches are forgotten, and will be fetched again.
 	Repaired bool `json:"repaired"`
@@ -110,14 +110,16 @@ func (o *Object) checkInto(ctx context.Context, rep *Report, opt CheckOptions, w
 			return err
 		}
 	}
+	total := int64(0)
 	if opt.Verify != nil {
 		for _, c := range claimed {
+			total += c.Len
 			if err := o.compare(ctx, rep, c, opt); err != nil {
 				return err
 			}
 		}
 	}
-	proved := rep.Digest != "" || opt.Verify != nil
+	proved := rep.Digest != "" || total > 0 && rep.Compared == total
 	rep.Verified = proved && !rep.Corrupt()
 	return nil
 }
@@ -164,12 +166,12 @@ func (o *Object) compare(ctx context.Context, rep *Report, c ondemand.Range, opt
 		if _, err := io.ReadFull(src, want[:n]); err != nil {
 			return fmt.Errorf("read source %v at %d: %w", c, off, err)
 		}
-		if o.presence.Has(ondemand.Range{Off: off, Len: n}) {
-			if _, err := o.data.ReadAt(got[:n], off); err != nil {
-				return fmt.Errorf("read data at %d: %w", off, err)
+		for _, p := range o.presence.Present(ondemand.Range{Off: off, Len: n}) {
+			if _, err := o.data.ReadAt(got[:p.Len], p.Off); err != nil {
+				return fmt.Errorf("read data at %d: %w", p.Off, err)
 			}
-			rep.addMismatches(got[:n], want[:n], off)
-			rep.Compared += n
+			rep.addMismatches(got[:p.Len], want[p.Off-off:p.End()-off], p.Off)
+			rep.Compared += p.Len
 		}
 		off += n
 		if opt.Progress != nil {

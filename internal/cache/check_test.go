@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -51,6 +52,34 @@ func TestCheckFindsAndRepairsWrongBytes(t *testing.T) {
 	must(t, err)
 	if rep.Corrupt() || o.Present() != 97*block {
 		t.Errorf("after the repair %d bytes are present: %+v", o.Present(), rep)
+	}
+}
+
+// A block that becomes missing during a check leaves its neighbours compared,
+// and the object unproved.
+func TestCheckIsNoProofOfWhatItDidNotCompare(t *testing.T) {
+	size := int64(3 * block)
+	data := content(1, int(size))
+	r := openTestRoot(t, t.TempDir())
+	o := mustCreate(t, r, metaOf(1, size))
+	ctx := context.Background()
+	if rep, err := o.Check(ctx, CheckOptions{Verify: sourceOf(data)}); err != nil || rep.Verified {
+		t.Errorf("an empty object: %+v, %v", rep, err)
+	}
+	mustFill(t, o, data, ondemand.Range{Len: size})
+	_, err := o.File().WriteAt([]byte{data[2*block] ^ 1}, 2*block)
+	must(t, err)
+	for _, wrong := range []bool{true, false} {
+		rep, err := o.Check(ctx, CheckOptions{Verify: func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+			must(t, o.Invalidate(ondemand.Range{Off: block, Len: block}))
+			return sourceOf(data)(ctx, off, n)
+		}})
+		must(t, err)
+		if rep.Compared != 2*block || rep.Verified || rep.Corrupt() != wrong {
+			t.Errorf("wrong bytes %v: %+v", wrong, rep)
+		}
+		must(t, o.Invalidate(ondemand.Range{Len: size}))
+		mustFill(t, o, data, ondemand.Range{Len: size})
 	}
 }
 

@@ -202,3 +202,38 @@ func TestDescriptorsAreGivenBack(t *testing.T) {
 		t.Errorf("%d descriptors, before %d", after, before)
 	}
 }
+
+// A machine that dies between the two writes of a forget must not find the
+// forgotten claim in the older place later.
+func TestForgetGoesOnAfterACrash(t *testing.T) {
+	dir := t.TempDir()
+	size := int64(9 * block)
+	m := metaOf(1, size)
+	r := openTestRoot(t, dir)
+	o := mustCreate(t, r, m)
+	mustFill(t, o, content(1, int(size)), ondemand.Range{Len: 5 * block})
+	must(t, o.Checkpoint())
+	path := filepath.Join(dir, objectDir(m.ID), presenceName)
+	before, err := os.ReadFile(path)
+	must(t, err)
+	must(t, o.Invalidate(ondemand.Range{Off: 3 * block, Len: block}))
+	must(t, r.Close())
+	place := func(b []byte, which int) []byte { return b[slotOffset(0, which):][:slotSize] }
+	rewrite(t, path, func(b []byte) []byte {
+		copy(place(b, 0), place(before, 0)) // the second write never happened
+		return b
+	})
+	for damaged := range 2 {
+		r = openTestRoot(t, dir)
+		o = mustCreate(t, r, m)
+		if o.Present() != 4*block || o.Has(ondemand.Range{Off: 3 * block, Len: block}) {
+			t.Errorf("place %d: %d present", damaged, o.Present())
+		}
+		must(t, r.Close())
+		rewrite(t, path, func(b []byte) []byte { place(b, 1-damaged)[100] ^= 1; return b })
+	}
+	r = openTestRoot(t, dir)
+	if o = mustCreate(t, r, m); o.Has(ondemand.Range{Off: 3 * block, Len: block}) {
+		t.Error("a forgotten block is claimed again")
+	}
+}

@@ -181,6 +181,16 @@ func (s *slot) lastBlock() int64 {
 	return -1
 }
 
+// claimsBeyond tells whether s claims a block that other does not.
+func (s *slot) claimsBeyond(other *slot) bool {
+	for i, v := range s.bits {
+		if v&^other.bits[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // set claims the blocks [first, last) of the page.
 func (s *slot) set(first, last int64) {
 	for first < last {

@@ -59,7 +59,7 @@ func (m Meta) check() error {
 
 // update is m as it becomes when an object that exists as m is asked for as
 // asked. ErrMismatch where they are not one object: another size, another
-// digest, or, with no digest to say that the bytes are the same, another source.
+// digest, or, with no digest that the whole must have at last, another source.
 func (m Meta) update(asked Meta) (Meta, error) {
 	sameDigest := m.SHA256 != "" && m.SHA256 == asked.SHA256
 	switch {

@@ -364,7 +364,9 @@ func (o *Object) distrust() error {
 	return nil
 }
 
-// updateMeta takes over what asked adds to the object's description.
+// updateMeta takes over what asked adds to the object's description. Bytes of
+// another source that no digest has proved are forgotten first, durably: one
+// object is never made of two sources unseen.
 func (o *Object) updateMeta(asked Meta) error {
 	o.saving.Lock()
 	defer o.saving.Unlock()
@@ -375,6 +377,11 @@ func (o *Object) updateMeta(asked Meta) error {
 	}
 	if m.SHA256 != old.SHA256 {
 		m.Verified = false
+	}
+	if !old.Verified && !sameJSON(m.Source, old.Source) {
+		if err := o.invalidate([]ondemand.Range{{Len: o.size}}); err != nil {
+			return fmt.Errorf("forget what another source gave: %w", err)
+		}
 	}
 	return o.setMeta(m)
 }

@@ -126,9 +126,11 @@ func (s *saved) loadPages() error {
 	return nil
 }
 
-// loadPage takes the newer valid slot of a page.
+// loadPage takes the newer valid slot of a page. Where the older one claims
+// blocks that the newer does not, a forget was cut off between its two rounds:
+// save does it again.
 func (s *saved) loadPage(page int64) {
-	var best *slot
+	var best, older *slot
 	for which := range 2 {
 		v, err := s.loadSlot(page, which)
 		switch {
@@ -136,14 +138,19 @@ func (s *saved) loadPage(page int64) {
 			s.torn = append(s.torn, BadSlot{Page: page, Slot: which, Reason: err.Error()})
 		case v == nil:
 		case best == nil || v.seq > best.seq:
-			best = v
+			best, older = v, best
 			s.pages[page] = pageState{newest: which, seq: v.seq}
 		case v.seq == best.seq:
 			// Nothing writes such a pair; neither can be trusted to be the newer.
 			s.torn = append(s.torn, BadSlot{Page: page, Slot: which, Reason: "both slots have one sequence number"})
 			delete(s.pages, page)
 			return
+		default:
+			older = v
 		}
+	}
+	if older != nil && older.claimsBeyond(best) {
+		s.dirty[page] = true
 	}
 	if best == nil {
 		return

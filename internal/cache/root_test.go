@@ -177,6 +177,47 @@ func TestCreateRefusesAnotherObjectOfTheSameID(t *testing.T) {
 	}
 }
 
+// What one source gave is not mixed with what another gives, unless a digest
+// has proved it.
+func TestAnotherSourceOfAnUnverifiedObject(t *testing.T) {
+	size := int64(3 * block)
+	for _, verified := range []bool{false, true} {
+		dir := t.TempDir()
+		r := openTestRoot(t, dir)
+		m := metaOf(1, size)
+		m.SHA256 = string(idOf(77))
+		o := mustCreate(t, r, m)
+		want := int64(block)
+		mustFill(t, o, content(1, int(size)), ondemand.Range{Len: block})
+		if verified {
+			want = size
+			mustFill(t, o, content(1, int(size)), ondemand.Range{Len: size})
+			must(t, o.SetVerified())
+		} else {
+			must(t, o.Checkpoint())
+		}
+		mustCreate(t, r, m)
+		if o.Present() != want {
+			t.Errorf("verified %v: %d present after the same source came again", verified, o.Present())
+		}
+		m.Source = []byte(`{"kind":"else"}`)
+		if !verified {
+			want = 0
+		}
+		mustCreate(t, r, m)
+		if o.Present() != want || o.Meta().Verified != verified {
+			t.Errorf("verified %v: %d present, %+v", verified, o.Present(), o.Meta())
+		}
+		must(t, r.Close())
+		r = openTestRoot(t, dir)
+		o, err := r.Object(m.ID)
+		must(t, err)
+		if o.Present() != want || string(o.Meta().Source) != string(m.Source) {
+			t.Errorf("verified %v: %d present after reopening, %+v", verified, o.Present(), o.Meta())
+		}
+	}
+}
+
 func TestDamagedDescription(t *testing.T) {
 	dir := t.TempDir()
 	r := openTestRoot(t, dir)
