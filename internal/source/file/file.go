@@ -2,13 +2,21 @@
 //
 // The file is opened for each range and holds no descriptor in between, so
 // that thousands of blobs cost none. Which bytes it has is told by its size,
-// its modification time in nanoseconds and its inode number. They are compared
-// before a range and after each piece that is read of it: write(2) sets the
-// time before it changes the data (__generic_file_write_iter, mm/filemap.c), so
-// bytes of a later version do not pass. Not noticed are a time set back by
-// hand, stores through a mapping whose page is dirty already, and, before the
-// fine-grained timestamps of Linux 6.13 (Documentation/filesystems/multigrain-ts.rst),
-// a second change within one clock tick.
+// device, inode number, modification time and change time, both in nanoseconds.
+// The change time is the one that nobody can set (utimensat(2)), and a new file
+// that is given a removed one's inode number begins with one of its own, so a
+// birth time would tell no more. It also moves with what leaves the bytes alone:
+// a change of owner or permissions, another hard link, a new name; such a file
+// counts as changed.
+//
+// They are compared before a range and after each piece that is read of it:
+// write(2) sets the times before it changes the data
+// (__generic_file_write_iter, mm/filemap.c), so bytes of a later version do not
+// pass. Not noticed are stores through a mapping whose page is dirty already,
+// and, before the fine-grained timestamps of Linux 6.13
+// (Documentation/filesystems/multigrain-ts.rst), a second change within one
+// clock tick; nor a file made anew, with the same inode number, within the tick
+// in which the old one last changed.
 package file
 
 import (
@@ -50,7 +58,7 @@ func Reopen(path string, id source.Identity) source.Blob { return &blob{path: pa
 
 func (b *blob) Size() int64 { return b.id.Size }
 
-// Identity is the file's size, modification time and inode number.
+// Identity is the file's size, times, device and inode number.
 func (b *blob) Identity() source.Identity { return b.id }
 
 func (b *blob) Close() error {
@@ -136,7 +144,8 @@ func identity(f *os.File) (source.Identity, error) {
 	if !ok || !info.Mode().IsRegular() {
 		return source.Identity{}, errors.New("not a regular file")
 	}
-	validator := fmt.Sprintf("mtime %d inode %d", stat.Mtim.Nano(), stat.Ino)
+	validator := fmt.Sprintf("mtime %d ctime %d device %d inode %d",
+		stat.Mtim.Nano(), stat.Ctim.Nano(), stat.Dev, stat.Ino)
 	return source.Identity{Size: info.Size(), Validator: validator}, nil
 }
 

@@ -1,12 +1,14 @@
 package file_test
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/file"
@@ -56,6 +58,16 @@ func TestChangedFile(t *testing.T) {
 			}
 			return os.Rename(path+"2", path)
 		},
+		"written, and its time set back": func(path string) error {
+			info, err := os.Stat(path)
+			if err == nil {
+				err = write(path, 5, []byte("x"))
+			}
+			if err != nil {
+				return err
+			}
+			return os.Chtimes(path, info.ModTime(), info.ModTime())
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "data")
@@ -73,8 +85,9 @@ func TestChangedFile(t *testing.T) {
 			if err := change(path); err != nil {
 				t.Fatal(err)
 			}
-			_, err = io.ReadAll(inProgress)
-			if name == "replaced" != (err == nil) || err != nil && !errors.Is(err, source.ErrChanged) {
+			// The file that is open may be the old one still.
+			got, err := io.ReadAll(inProgress)
+			if err == nil && !bytes.Equal(got, data) || err != nil && !errors.Is(err, source.ErrChanged) {
 				t.Errorf("read in progress: %v", err)
 			}
 			if err := inProgress.Close(); err != nil {
@@ -85,6 +98,48 @@ func TestChangedFile(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The filesystem may give a file that is made anew the inode number of the old.
+func TestFileMadeAnewWithTheOldTime(t *testing.T) {
+	at := time.Unix(1, 0)
+	path := filepath.Join(t.TempDir(), "data")
+	write := func(path string, b byte) (ino uint64, changed int64) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path, []byte{b}, 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+		var st syscall.Stat_t
+		if err := syscall.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino, st.Ctim.Nano()
+	}
+	same := 0
+	for range 10 {
+		old, changed := write(path, 1)
+		b, err := file.Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Until the clock by which the filesystem stamps has gone on.
+		for now := changed; now == changed; {
+			_, now = write(path+"2", 0)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if ino, _ := write(path, 2); ino == old {
+			same++
+		}
+		if got, err := sourcetest.Read(t.Context(), b, 0, 1); !errors.Is(err, source.ErrChanged) {
+			t.Fatalf("read %d, %v", got, err)
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%d of 10 new files had the old inode number", same)
 }
 
 func write(path string, off int64, p []byte) error {
