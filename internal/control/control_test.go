@@ -113,7 +113,8 @@ func TestEveryVerbCrossesOver(t *testing.T) {
 	}
 	var steps []Progress
 	ok(t, c.Hydrate(ctx, hydrate, func(p Progress) { steps = append(steps, p) }))
-	if fmt.Sprint(steps) != "[{0 3} {1 3} {2 3}]" {
+	// A client that is slow misses steps, but not the last.
+	if n := len(steps); n == 0 || steps[n-1] != (Progress{2, 3}) {
 		t.Errorf("progress %v", steps)
 	}
 	if want := []any{attach, detach, bind, hydrate}; !reflect.DeepEqual(got, want) {

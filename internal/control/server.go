@@ -114,18 +114,46 @@ func hydrate(h Handler, w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusBadRequest, &Error{Message: err.Error(), Exit: ExitUsage})
 		return
 	}
-	enc, flush := json.NewEncoder(w), http.NewResponseController(w)
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
+	// A client that does not read must not hold up the work: what it has not
+	// read yet is replaced by what is newer.
+	latest := make(chan Progress, 1)
+	result := make(chan error, 1)
+	go func() {
+		result <- h.Hydrate(ctx, q, func(p Progress) {
+			select {
+			case <-latest:
+			default:
+			}
+			select {
+			case latest <- p:
+			default: // another call was quicker
+			}
+		})
+	}()
+	enc, flush := json.NewEncoder(w), http.NewResponseController(w)
 	send := func(line hydrateLine) {
 		if errors.Join(enc.Encode(line), flush.Flush()) != nil {
 			cancel() // the client is gone
 		}
 	}
-	err := h.Hydrate(ctx, q, func(p Progress) { send(hydrateLine{Progress: &p}) })
-	if err != nil {
-		send(hydrateLine{Error: asError(err)})
-		return
+	for {
+		select {
+		case p := <-latest:
+			send(hydrateLine{Progress: &p})
+		case err := <-result:
+			select {
+			case p := <-latest: // how far it came
+				send(hydrateLine{Progress: &p})
+			default:
+			}
+			if err != nil {
+				send(hydrateLine{Error: asError(err)})
+			} else {
+				send(hydrateLine{Done: true})
+			}
+			return
+		}
 	}
-	send(hydrateLine{Done: true})
 }
