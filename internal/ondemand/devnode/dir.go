@@ -134,7 +134,7 @@ func openObject(dir, leaf string) (*Object, error) {
 	if name == `"`+leaf+`"` {
 		name = leaf
 	}
-	o.id = ondemand.ObjectID(fmt.Sprintf("bind:%d:%s", o.inode.Ino, name))
+	o.id = ondemand.ObjectID(fmt.Sprintf("bind:%d:%d:%s", o.inode.Dev, o.inode.Ino, name))
 	return o, nil
 }
 

@@ -32,7 +32,7 @@ func (l *Legacy) Len() int { return len(l.events) }
 // Open events that the table does not explain are denied with EIO.
 func Occupy(group *sys.FD, t *Inflight, inherited []*sys.FD) (*Legacy, error) {
 	// The process before may have been allowed higher numbers than this one yet.
-	if _, err := sys.RaiseFileLimit(uint64(t.Slots())); err != nil {
+	if _, err := sys.SetFileLimit(uint64(t.Slots())); err != nil {
 		return nil, fmt.Errorf("occupy event numbers: %w", err)
 	}
 	l := &Legacy{events: t.outstanding(), keep: make(map[int]bool)}
@@ -130,11 +130,22 @@ func (f *FrontEnd) adoptOne(ev taken, e *openEvent, guess bool) {
 	// could be has the range. The first failure denies it.
 	var left atomic.Int64
 	left.Store(int64(len(all)))
+	exempt := 0
 	for _, a := range all {
 		if a.exempt != nil && a.exempt(ev.pid) {
-			e.answer(nil)
-			return
+			exempt++
 		}
+	}
+	switch exempt {
+	case 0:
+	case len(all):
+		e.answer(nil)
+		return
+	default:
+		// It fills one of the files and may be reading another: to wait is
+		// a deadlock in the one case, to go on is a hole in the other.
+		e.answer(fmt.Errorf("event %d of a dead process: %w", ev.number, ErrNotAttached))
+		return
 	}
 	for _, a := range all {
 		f.submit(a, extent(ev.event, a.object.Size()), sys.Monotonic()-ev.since, func(err error) {
