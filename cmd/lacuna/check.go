@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -228,7 +229,7 @@ func (c *checkCmd) one(ctx context.Context, a *app, cfg config.Config, root *cac
 	}
 	meta := object.Meta()
 	if c.Verify && !(meta.SHA256 != "" && object.Complete()) {
-		blob, done, err := daemon.SourceOf(cfg, version, meta.Source)
+		blob, done, err := daemon.SourceOf(daemon.Settings{Config: cfg, Version: version, Proxy: http.ProxyFromEnvironment}, meta.Source)
 		if err != nil {
 			return rep, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon"
@@ -110,6 +111,7 @@ func (a *app) work(s daemon.Settings) error {
 		value, _ := a.env(name)
 		return value
 	})
+	s.Proxy = http.ProxyFromEnvironment
 	status, err := daemon.RunWorker(s, from, a.environ, a.logger(s.Config, s.Foreground))
 	if err != nil {
 		if told := a.fail(err); status == 1 {

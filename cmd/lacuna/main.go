@@ -8,7 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/alecthomas/kong"
 
@@ -58,6 +60,9 @@ type app struct {
 }
 
 func main() {
+	// Where nobody reads the log any more, that is no reason to end: a process
+	// that holds or fills what readers wait for would take them with it.
+	signal.Ignore(syscall.SIGPIPE)
 	os.Exit(run(os.Args[1:], &app{
 		stdout: os.Stdout, stderr: os.Stderr, env: os.LookupEnv, environ: os.Environ(),
 	}))

@@ -68,7 +68,7 @@ func (i *Instance) Attach(ctx context.Context, q control.AttachRequest) (control
 		i.unclaim(path)
 		return reply, errors.Join(err, blob.Close())
 	}
-	rec.Object, rec.Forget = string(id), where.Once != "" && q.SHA256 == ""
+	rec.Object, rec.Size, rec.Forget = string(id), where.Identity.Size, where.Once != "" && q.SHA256 == ""
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.stopping {

@@ -65,15 +65,17 @@ func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindR
 		return reply, err
 	}
 	rec := record{Kind: kindBind, Path: dir, Devnode: socket}
-	b, err := i.bindLocked(rec, devnode.Options{Path: socket}, nil)
-	if errors.Is(err, devnode.ErrInUse) {
-		return reply, refuse(control.ExitInUse, "choose another path for --devnode", "%v", err)
-	}
-	if err != nil {
+	// On record before anything is marked: a successor goes on with it.
+	if err := i.records.put(rec); err != nil {
 		return reply, err
 	}
-	if err := i.records.put(rec); err != nil {
-		return reply, errors.Join(err, i.unbindLocked(b))
+	b, err := i.bindLocked(rec, devnode.Options{Path: socket}, nil)
+	if err != nil {
+		if errors.Is(err, devnode.ErrInUse) {
+			err = refuse(control.ExitInUse, "choose another path for --devnode", "%v", err)
+		}
+		// What the keeper has by now would be taken for the next bind's.
+		return reply, errors.Join(err, i.unholdBind(dir), i.records.remove(dir))
 	}
 	reply.Files = len(b.dir.Objects())
 	for _, s := range b.dir.Skipped() {
@@ -129,7 +131,7 @@ func (i *Instance) bindLocked(rec record, o devnode.Options, presence *sys.FD) (
 	}
 	for n, object := range dir.Objects() {
 		i.fillers.Store(object.ID(), b.server)
-		if err := i.front.Attach(object, filepath.Join(rec.Path, object.Leaf()), b.server.IsDaemon); err != nil {
+		if err := i.front.Attach(object, sys.ProcPath(int(object.File().Fd())), b.server.IsDaemon); err != nil {
 			i.fillers.Delete(object.ID())
 			return nil, errors.Join(err, i.detachObjects(dir.Objects()[:n]), b.server.Close(), dir.Close())
 		}
@@ -199,17 +201,24 @@ func (i *Instance) unbindLocked(b *boundDir) error {
 	for _, o := range b.dir.Objects() {
 		i.table.Flush(o.ID(), fmt.Errorf("read %s: %w", o.ID(), ondemand.ErrFlushed))
 	}
-	err = errors.Join(err, i.detachObjects(b.dir.Objects()))
-	names := namesOf(b.record.Path)
-	for _, name := range []string{names.presence, names.listener, names.conn} {
-		err = errors.Join(err, i.unhold(name))
-	}
+	err = errors.Join(err, i.detachObjects(b.dir.Objects()), i.unholdBind(b.record.Path))
 	return errors.Join(err, b.dir.Close(), i.records.remove(b.record.Path))
+}
+
+// unholdBind has the keeper let go of all that it holds for a directory.
+func (i *Instance) unholdBind(dir string) error {
+	names := namesOf(dir)
+	return errors.Join(i.unhold(names.presence), i.unhold(names.listener), i.unhold(names.conn))
 }
 
 // rebindLocked goes on with a directory that the worker before had bound.
 func (i *Instance) rebindLocked(rec record) error {
 	names := namesOf(rec.Path)
+	for _, name := range []string{names.presence, names.listener, names.conn} {
+		if n := len(i.held[name]); n > 1 {
+			return fmt.Errorf("go on with %s: the keeper has %d descriptors called %s", rec.Path, n, name)
+		}
+	}
 	o := devnode.Options{Path: rec.Devnode, ConnTag: rec.Tag}
 	if fds := i.held[names.listener]; len(fds) > 0 {
 		l, err := fromHeld(fds[0], net.FileListener)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,7 +18,7 @@ import (
 )
 
 // Detach undoes an attach or a bind. A file in use stays attached, with ExitInUse.
-func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
+func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err error) {
 	path, err := canonical("detach", q.Path)
 	if err != nil {
 		return err
@@ -28,12 +29,12 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
 	if bound != nil && !q.Hydrate {
 		return i.unbind(path)
 	}
-	copied := ""
+	var whole *os.File
 	if q.Hydrate {
-		if copied, err = i.copyOut(ctx, path); err != nil {
+		if whole, err = i.copyOut(ctx, path); err != nil {
 			return err
 		}
-		defer os.Remove(copied) //nolint:errcheck // it has been renamed where all went well
+		defer func() { err = errors.Join(err, whole.Close()) }()
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -41,20 +42,67 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
 	if err != nil {
 		return err
 	}
-	if err := mount.Unmount(path, false); errors.Is(err, syscall.EBUSY) {
+	if err := i.unmount(f); errors.Is(err, syscall.EBUSY) {
 		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by %s", path, i.usersOf(f))
 	} else if err != nil {
 		return fmt.Errorf("detach %s: %w", path, err)
 	}
 	err = i.forgetLocked(f)
-	if copied != "" {
-		err = errors.Join(err, os.Rename(copied, path))
+	if whole != nil {
+		err = errors.Join(err, place(whole, path))
 	}
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", path, err)
 	}
 	i.log.Info("detached", "file", path)
 	return nil
+}
+
+// unmount takes the file's mount away; EBUSY, wrapped, where it is in use, also
+// by a copy of the mount: without the mark its holes would read as zeros. Where
+// somebody else has unmounted it that is no error.
+func (i *Instance) unmount(f *attachedFile) error {
+	path, object := f.record.Path, f.record.Object
+	mounts, err := mount.List()
+	if err != nil {
+		return err
+	}
+	m, mounted := mount.At(mounts, path)
+	if mounted {
+		ours, err := shows(m, i.root.Dir(), object)
+		if err != nil {
+			return err
+		}
+		if !ours {
+			return fmt.Errorf("something else is mounted over %s: %w", path, syscall.EBUSY)
+		}
+	}
+	if !f.object.served.Complete() {
+		users, err := i.users(f.object.cached.DataPath())
+		if err != nil {
+			return err
+		}
+		if len(users) > 0 || i.copied(mounts, f) != "" {
+			return fmt.Errorf("unmount %s: %w", path, syscall.EBUSY)
+		}
+	}
+	if !mounted {
+		return nil
+	}
+	return mount.Unmount(path, false)
+}
+
+// copied is where another mount here shows the object and is not one of ours.
+func (i *Instance) copied(mounts []mount.Mount, f *attachedFile) string {
+	for _, m := range mounts {
+		if i.files[m.Point] != nil {
+			continue
+		}
+		if ours, err := shows(m, i.root.Dir(), f.record.Object); err == nil && ours {
+			return m.Point
+		}
+	}
+	return ""
 }
 
 func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
@@ -102,6 +150,16 @@ func (i *Instance) usersOf(f *attachedFile) string {
 	users, err := i.users(f.object.cached.DataPath())
 	if err != nil {
 		return "somebody (" + err.Error() + ")"
+	}
+	if mounts, err := mount.List(); err == nil && len(users) == 0 {
+		if m, mounted := mount.At(mounts, f.record.Path); mounted {
+			if ours, err := shows(m, i.root.Dir(), f.record.Object); err == nil && !ours {
+				return "what is mounted over it"
+			}
+		}
+		if point := i.copied(mounts, f); point != "" {
+			return "a mount of it at " + point
+		}
 	}
 	if len(users) == 0 {
 		return "a process that is not visible here"
@@ -162,34 +220,48 @@ func (i *Instance) hydrate(ctx context.Context, path string, progress func(contr
 	return object, i.front.Settle(id)
 }
 
-// copyOut makes a whole copy of the attached file beside it and returns its name.
-func (i *Instance) copyOut(ctx context.Context, path string) (name string, err error) {
+// copyOut makes a whole copy of the attached file, on the same filesystem and
+// without a name yet: nothing is left of it if it is not needed after all.
+func (i *Instance) copyOut(ctx context.Context, path string) (out *os.File, err error) {
 	object, err := i.hydrate(ctx, path, func(control.Progress) {})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	fd, err := sys.TempFile(filepath.Dir(path), 0o644)
 	if err != nil {
-		return "", fmt.Errorf("copy %s out: %w", path, err)
+		return nil, fmt.Errorf("copy %s out: %w", path, err)
 	}
+	out = fd.File(path)
 	defer func() {
-		if err = errors.Join(err, tmp.Close()); err != nil {
-			err = errors.Join(fmt.Errorf("copy %s out: %w", path, err), os.Remove(tmp.Name()))
+		if err != nil {
+			err = errors.Join(fmt.Errorf("copy %s out: %w", path, err), out.Close())
 		}
 	}()
 	whole := ondemand.Range{Len: object.cached.Size()}
 	if !object.cached.Has(whole) {
-		return "", errors.New("data went missing while it was copied")
+		return nil, errors.New("data went missing while it was copied")
 	}
 	in, err := os.Open(object.cached.DataPath())
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
 	// Between two files of one filesystem the kernel copies, or shares blocks.
-	n, err := tmp.ReadFrom(in)
+	n, err := out.ReadFrom(in)
 	if err == nil && n != whole.Len {
 		err = fmt.Errorf("copied %d bytes of %d", n, whole.Len)
 	}
-	return tmp.Name(), errors.Join(err, tmp.Chmod(0o644), tmp.Sync())
+	return out, errors.Join(err, out.Chmod(0o644), out.Sync())
+}
+
+// place puts the copy where the attached file was.
+func place(out *os.File, path string) error {
+	name := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text())
+	if err := sys.LinkFile(int(out.Fd()), name); err != nil {
+		return err
+	}
+	if err := os.Rename(name, path); err != nil {
+		return errors.Join(err, os.Remove(name))
+	}
+	return nil
 }

@@ -112,7 +112,7 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 	if legacy, err = i.takeOver(); err != nil {
 		return nil, err
 	}
-	limit, err := sys.RaiseFileLimit(descriptors)
+	limit, err := sys.SetFileLimit(descriptors)
 	if err != nil {
 		return nil, err
 	}

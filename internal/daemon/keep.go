@@ -13,9 +13,11 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/keeper"
 	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
+	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 // KeepOptions are what RunKeeper needs besides Settings.
@@ -31,6 +33,7 @@ type KeepOptions struct {
 // RunKeeper is a keeper's life: it starts a worker for s and restarts it until
 // the end, and returns the exit status for the process.
 func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger) (int, error) {
+	outliveLog()
 	encoded, err := json.Marshal(s)
 	if err != nil {
 		return 1, fmt.Errorf("encode settings: %w", err)
@@ -39,6 +42,7 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 		WorkerArgs: WorkerArgs(), KeeperArgs: KeeperArgs(), State: o.State,
 		Env:     append(slices.Clone(o.Env), EnvSettings+"="+string(encoded)),
 		Address: notifyAddress(),
+		HungUp:  hungUp(s.Foreground),
 		OnReady: func() {
 			if o.Ready == nil {
 				return
@@ -56,6 +60,19 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 			return Leftovers(s.Config.Root)
 		},
 	})
+}
+
+// hungUp tells whether the terminal of a command in the foreground is gone.
+func hungUp(foreground bool) func() bool {
+	var terminals []int
+	for fd := range 3 {
+		if foreground && sys.IsTerminal(fd) {
+			terminals = append(terminals, fd)
+		}
+	}
+	return func() bool {
+		return slices.ContainsFunc(terminals, func(fd int) bool { return !sys.IsTerminal(fd) })
+	}
 }
 
 // runDir is where keepers have their notify sockets.
@@ -101,7 +118,17 @@ func unattended(ctx context.Context, held keeper.Held) error {
 	if err != nil {
 		return errors.Join(err, fd.Close())
 	}
-	return errors.Join(fanotify.DenyAll(ctx, groups[0], flight), flight.Close())
+	for {
+		// It must not end before ctx does: nobody else answers.
+		err = fanotify.DenyAll(ctx, groups[0], flight)
+		if ctx.Err() != nil {
+			return errors.Join(err, flight.Close())
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
 }
 
 func logEvent(log *slog.Logger, e keeper.Event) {

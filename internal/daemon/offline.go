@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"path/filepath"
 
-	"github.com/lacunafs/lacuna/internal/config"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 )
@@ -54,12 +53,12 @@ func SourceName(raw json.RawMessage) string {
 
 // SourceOf opens the source that an object's description names, bound to the
 // bytes that it had. The caller closes the blob, then calls done.
-func SourceOf(c config.Config, version string, raw json.RawMessage) (blob source.Blob, done func() error, err error) {
+func SourceOf(s Settings, raw json.RawMessage) (blob source.Blob, done func() error, err error) {
 	var where origin
 	if err := json.Unmarshal(raw, &where); err != nil {
 		return nil, nil, fmt.Errorf("read the description of the source: %w", err)
 	}
-	sources := newOpener(Settings{Config: c, Version: version}, slog.New(slog.DiscardHandler))
+	sources := newOpener(s, slog.New(slog.DiscardHandler))
 	blob, err = sources.reopen(where)
 	if err != nil {
 		return nil, nil, err

@@ -31,6 +31,8 @@ type record struct {
 	Path string `json:"path"`
 	// Object, for an attached file.
 	Object string `json:"object,omitempty"`
+	// Size of the object in bytes.
+	Size int64 `json:"size,omitempty"`
 	// Placeholder: the file was absent, and an empty one made to mount on.
 	Placeholder bool `json:"placeholder,omitempty"`
 	// Forget: the object cannot be recognised again and goes with its last file.

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -72,18 +73,20 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 			return err
 		}
 	}
-	if !mounted {
-		// The worker before died between the record and the mount, or the
-		// machine was restarted.
-		return errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
-	}
 	if alone == nil {
+		if !mounted && !i.isOpen(rec) {
+			// The worker before died between the record and the mount.
+			return i.dropLocked(rec)
+		}
 		return i.reattachLocked(rec)
+	}
+	if !mounted {
+		return i.dropLocked(rec) // the machine was restarted
 	}
 	alone.Files = append(alone.Files, rec.Path)
 	err := mount.Unmount(rec.Path, false)
 	if err == nil {
-		return errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
+		return i.dropLocked(rec)
 	}
 	if !errors.Is(err, syscall.EBUSY) {
 		return err
@@ -94,6 +97,25 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 	}
 	users, err := i.users(i.files[rec.Path].object.cached.DataPath())
 	alone.Users = append(alone.Users, users...)
+	return err
+}
+
+// isOpen tells whether anybody may still read the record's object: its mount was
+// taken away lazily, or over there are others. In doubt it is.
+func (i *Instance) isOpen(rec record) bool {
+	users, err := i.users(i.root.Dir() + dataSuffix(rec.Object))
+	return len(users) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
+}
+
+// dropLocked undoes the record of an attach that is not mounted.
+func (i *Instance) dropLocked(rec record) error {
+	err := errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
+	id := ondemand.ObjectID(rec.Object)
+	if rec.Forget && i.objects[id] == nil {
+		if e := i.root.Remove(id); !errors.Is(e, cache.ErrNoObject) {
+			err = errors.Join(err, e)
+		}
+	}
 	return err
 }
 
@@ -126,6 +148,14 @@ func (i *Instance) reattachLocked(rec record) error {
 	if o != nil {
 		o.files++
 	} else {
+		// Opening would make the size right, and wait for the event of that.
+		st, err := os.Stat(i.root.Dir() + dataSuffix(rec.Object))
+		if err != nil {
+			return err
+		}
+		if st.Size() != rec.Size {
+			return fmt.Errorf("object %s has %d bytes, not %d: %w", id.Short(), st.Size(), rec.Size, cache.ErrCorrupt)
+		}
 		cached, err := i.root.Object(id)
 		if err != nil {
 			return err

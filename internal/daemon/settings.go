@@ -18,6 +18,8 @@ package daemon
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/url"
 
 	"github.com/lacunafs/lacuna/internal/config"
 	"github.com/lacunafs/lacuna/internal/control"
@@ -34,6 +36,9 @@ type Settings struct {
 	Bind       *control.BindRequest   `json:"bind,omitempty"`
 	// Systemd: systemd is the keeper.
 	Systemd bool `json:"systemd,omitempty"`
+	// Proxy chooses a proxy for a request to a source; nil: none. It is for
+	// this process only.
+	Proxy func(*http.Request) (*url.URL, error) `json:"-"`
 }
 
 // EnvSettings is the environment variable in which a keeper hands Settings to

@@ -86,7 +86,7 @@ func newOpener(s Settings, log *slog.Logger) *opener {
 	o := &opener{log: log}
 	o.options = httprange.Options{
 		UserAgent: "lacuna/" + s.Version, Stall: time.Duration(s.Config.Stall), ResponseHeader: time.Duration(s.Config.Stall),
-		ConnsPerHost: s.Config.ConnsPerHost, Proxy: http.ProxyFromEnvironment,
+		ConnsPerHost: s.Config.ConnsPerHost, Proxy: s.Proxy,
 	}
 	o.http = httprange.NewTransport(o.options)
 	o.options.Transport = o.http

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/lacunafs/lacuna/internal/config"
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/source"
 )
@@ -117,7 +116,7 @@ func TestSourceOfReadsAPathAgain(t *testing.T) {
 	if err := errors.Join(err, blob.Close()); err != nil {
 		t.Fatal(err)
 	}
-	again, done, err := SourceOf(config.Config{}, "v", raw)
+	again, done, err := SourceOf(Settings{}, raw)
 	if err != nil {
 		t.Fatal(err)
 	}

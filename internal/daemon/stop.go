@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -16,121 +17,170 @@ import (
 // busyPoll is how often a stopping instance looks whether files are still open.
 const busyPoll = 200 * time.Millisecond
 
-// busyWait is how long a stopping instance goes on serving files that are open.
+// busyWait is how long a stopping instance goes on serving files that are open
+// before it leaves them to its keeper, which denies.
 const busyWait = 20 * time.Second
 
-// stop takes everything down: bound directories, then mounts. Files that are
-// open lose their name at once; their readers are served on for wait, 0: until
-// they close. The error says who has files open even then: the group must not
-// be closed yet.
+// stop takes everything down: bound directories, then mounts. A file that is in
+// use keeps its mount and is served on, for wait at most, 0: until it is free.
+// The error says what stands even then: the group must not be closed yet.
 func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
+	if wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, wait)
+		defer cancel()
+	}
 	i.mu.Lock()
 	i.stopping = true
 	var errs []error
 	for _, b := range i.bound {
 		errs = append(errs, i.unbindLocked(b))
 	}
-	var busy []*attachedFile
-	for _, f := range i.files {
+	i.mu.Unlock()
+	tick := time.NewTicker(busyPoll)
+	defer tick.Stop()
+	told := make(map[string]bool)
+	for {
+		left, err := i.unmountAll()
+		if len(left) == 0 {
+			return errors.Join(append(errs, err)...)
+		}
+		for _, l := range left {
+			if !told[l] {
+				told[l] = true
+				i.log.Warn("waiting for what is in use", "what", l)
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.Join(append(errs, err, fmt.Errorf("still in use: %s: missing data is denied until that ends", strings.Join(left, "; ")))...)
+		}
+	}
+}
+
+// unmountAll takes down what can be, and tells what is in use.
+func (i *Instance) unmountAll() (left []string, err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var errs []error
+	for path, f := range i.files {
 		if f.object == nil {
 			continue // its attach is going on, and fails
 		}
-		err := mount.Unmount(f.record.Path, false)
-		if errors.Is(err, syscall.EBUSY) {
-			i.log.Warn("file is in use, waiting for it to be closed", "file", f.record.Path, "by", i.usersOf(f))
-			busy = append(busy, f)
-			// The placeholder goes with the mount: it would read as an empty file.
-			if err = mount.Unmount(f.record.Path, true); err == nil {
-				err = dropPlaceholder(f.record)
-			}
-		} else if err == nil {
-			err = i.forgetLocked(f)
-		}
-		errs = append(errs, err)
-	}
-	i.mu.Unlock()
-	errs = append(errs, i.stopBusy(ctx, busy, wait))
-	return errors.Join(errs...)
-}
-
-// stopBusy waits for the users of files that have lost their name.
-func (i *Instance) stopBusy(ctx context.Context, busy []*attachedFile, wait time.Duration) error {
-	if len(busy) == 0 {
-		return nil
-	}
-	if wait > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, wait)
-		defer cancel()
-	}
-	var paths []string
-	for _, f := range busy {
-		paths = append(paths, f.object.cached.DataPath())
-	}
-	users, err := i.users(paths...)
-	tick := time.NewTicker(busyPoll)
-	defer tick.Stop()
-	for len(users) > 0 && err == nil {
-		select {
-		case <-tick.C:
-			users, err = i.users(paths...)
-		case <-ctx.Done():
-			return fmt.Errorf("files are still open, by process %s: missing data is denied to them until they close", strings.Join(users, ", process "))
+		switch err := i.unmount(f); {
+		case err == nil:
+			errs = append(errs, i.forgetLocked(f))
+		case errors.Is(err, syscall.EBUSY):
+			left = append(left, fmt.Sprintf("%s by %s", path, i.usersOf(f)))
+		default:
+			left = append(left, err.Error())
 		}
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	errs := []error{err}
-	for _, f := range busy {
-		errs = append(errs, i.forgetLocked(f))
+	if len(left) > 0 {
+		return left, errors.Join(errs...)
 	}
-	return errors.Join(errs...)
+	left, err = takeDown(i.root.Dir(), i.client.KeeperPID())
+	return left, errors.Join(append(errs, err)...)
 }
 
 // Leftovers takes down what an instance that is gone has left below root, as
 // its keeper must before it lets go of the group. The error says what stands.
 func Leftovers(root string) error {
+	left, err := takeDown(root)
+	if len(left) > 0 {
+		err = errors.Join(err, fmt.Errorf("still in use: %s", strings.Join(left, "; ")))
+	}
+	return err
+}
+
+// takeDown unmounts every mount here that shows data of root's objects, undoes
+// what the records say, and tells what could still read a hole: mounts and
+// processes. What cannot be undone otherwise does not keep it from the rest.
+func takeDown(root string, except ...int) (left []string, err error) {
+	data, err := dataFiles(root)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := mount.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range mounts {
+		if !showsAny(m, data) {
+			continue
+		}
+		if err := mount.Unmount(m.Point, false); err != nil {
+			left = append(left, err.Error())
+		}
+	}
+	sparse := make(map[sys.Inode]bool)
+	for inode, incomplete := range data {
+		if incomplete {
+			sparse[inode] = true
+		}
+	}
+	users, err := mount.Users(sparse, except...)
+	for _, u := range users {
+		left = append(left, "process "+u.String())
+	}
+	if len(left) > 0 || err != nil {
+		return left, err
+	}
+	return nil, dropRecords(root)
+}
+
+// dropRecords undoes what the records of things that are taken down say. One
+// that cannot be read stays: there is nothing to do for it.
+func dropRecords(root string) error {
 	r, err := openRecords(root)
 	if err != nil {
 		return err
 	}
 	list, err := r.list()
-	if err != nil {
-		return err
+	if err != nil && len(list) == 0 {
+		return nil
 	}
-	mounts, err := mount.List()
-	if err != nil {
-		return err
-	}
-	inUse := make(map[sys.Inode]bool)
 	var errs []error
 	for _, rec := range list {
-		if rec.Kind != kindAttach {
-			continue
-		}
-		if m, mounted := mount.At(mounts, rec.Path); mounted {
-			ours, err := shows(m, root, rec.Object)
-			if err == nil && ours {
-				err = mount.Unmount(rec.Path, true)
-			}
-			errs = append(errs, err)
-		}
-		errs = append(errs, dropPlaceholder(rec))
-		if st, err := os.Stat(root + dataSuffix(rec.Object)); err == nil {
-			if s, ok := st.Sys().(*syscall.Stat_t); ok {
-				inUse[sys.Inode{Dev: s.Dev, Ino: s.Ino}] = true
-			}
-		}
-	}
-	users, err := mount.Users(inUse)
-	if err := errors.Join(append(errs, err)...); err != nil {
-		return err
-	}
-	if len(users) > 0 {
-		return fmt.Errorf("files are still open, by process %v", users)
-	}
-	for _, rec := range list {
-		errs = append(errs, r.remove(rec.Path))
+		errs = append(errs, dropPlaceholder(rec), r.remove(rec.Path))
 	}
 	return errors.Join(errs...)
+}
+
+// dataFiles are the data files of root's objects, and whether each has holes, as
+// the disk space that it takes tells.
+func dataFiles(root string) (map[sys.Inode]bool, error) {
+	names, err := filepath.Glob(filepath.Join(root, "objects", "*", "*", "data"))
+	if err != nil {
+		return nil, err
+	}
+	data := make(map[sys.Inode]bool, len(names))
+	for _, name := range names {
+		st, err := os.Stat(name)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		if s, ok := st.Sys().(*syscall.Stat_t); ok {
+			data[sys.Inode{Dev: s.Dev, Ino: s.Ino}] = s.Blocks*512 < s.Size // st_blocks: stat(2)
+		}
+	}
+	return data, nil
+}
+
+// showsAny tells whether m is a mount of one of the data files.
+func showsAny(m mount.Mount, data map[sys.Inode]bool) bool {
+	if filepath.Base(m.Root) != "data" {
+		return false
+	}
+	st, err := os.Stat(m.Point)
+	if err != nil {
+		return false
+	}
+	s, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		return false
+	}
+	_, ours := data[sys.Inode{Dev: s.Dev, Ino: s.Ino}]
+	return ours
 }

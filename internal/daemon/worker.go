@@ -33,9 +33,10 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 		objects: make(map[ondemand.ObjectID]*servedObject), bound: make(map[string]*boundDir),
 		loops: make(map[string]bool),
 	}
+	outliveLog()
 	// Signals are taken from the first moment on, or one would kill us.
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -69,7 +70,9 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 	}
 	err = errors.Join(err, i.table.Close())
 	stopServing()
-	return 0, errors.Join(err, <-served, i.close(), client.Close())
+	err = errors.Join(err, <-served)
+	i.front.Drain()
+	return 0, errors.Join(err, i.close(), client.Close())
 }
 
 // worker is an Instance with what moves it.
@@ -234,12 +237,23 @@ func (w *worker) has(path string) bool {
 	return w.files[path] != nil
 }
 
-// isMeant tells whether sig asks this process to stop. A terminal sends SIGINT to
-// the keeper as well, which then asks with SIGTERM: counted here it would be
-// asking twice.
+// isMeant tells whether sig asks this process to stop. A terminal sends SIGINT and
+// SIGQUIT to the keeper as well, which then asks with SIGTERM: counted here they
+// would be asking twice.
 func (w *worker) isMeant(sig os.Signal) bool {
-	return sig == syscall.SIGTERM || sig == syscall.SIGINT && (w.s.Systemd || isLost(w.client))
+	switch sig {
+	case syscall.SIGTERM:
+		return true
+	case syscall.SIGINT, syscall.SIGQUIT:
+		return w.s.Systemd || isLost(w.client)
+	}
+	return false
 }
+
+// outliveLog lets a process whose log or output nobody reads any more go on: a
+// write there fails, where by default it kills the writer (os/signal, SIGPIPE). If
+// keeper and worker both died of it, readers would see zeros.
+func outliveLog() { signal.Ignore(syscall.SIGPIPE) }
 
 // end undoes everything and tells the keeper that this is the end.
 func (w *worker) end(ctx context.Context) (int, error) {

@@ -89,6 +89,9 @@ type Options struct {
 	// HandOverTimeout is how long the worker may take to leave after SIGUSR1,
 	// in an upgrade; 0: 10 s. Then it is killed.
 	HandOverTimeout time.Duration
+	// HungUp tells, at SIGHUP, whether the terminal is gone: that is no
+	// upgrade but SIGTERM. nil: never.
+	HungUp func() bool
 	// OnReady is called once, at the first READY=1 of the first worker, and
 	// returns soon. It is not called in a keeper that takes over.
 	OnReady func()
@@ -146,7 +149,7 @@ type Event struct {
 //   - the worker has ended and none was READY since the keeper began, so that
 //     it cannot even begin: with the worker's status (128+n for signal n, 1
 //     where the program could not be started), and an error;
-//   - SIGTERM or SIGINT came, or ctx ended: with the worker's status once it
+//   - SIGTERM, SIGINT or SIGQUIT came, or ctx ended: with the worker's status once it
 //     has stopped, 1 where it had to be killed.
 //
 // SIGHUP upgrades. A status other than 0 always comes with an error.
@@ -188,6 +191,9 @@ func (o *Options) fill() error {
 	}
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
+	}
+	if o.HungUp == nil {
+		o.HungUp = func() bool { return false }
 	}
 	if o.OnReady == nil {
 		o.OnReady = func() {}

@@ -43,7 +43,7 @@ type ending struct {
 // newSupervisor begins, or goes on from Options.State.
 func newSupervisor(o Options) (*supervisor, error) {
 	s := &supervisor{opt: o, signals: make(chan os.Signal, 16)}
-	signal.Notify(s.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(s.signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
 	err := s.begin()
 	if err != nil {
 		signal.Stop(s.signals)
@@ -133,7 +133,7 @@ func (s *supervisor) attend(ctx context.Context) (lifetime, *ending) {
 		case <-s.worker.dead:
 			return s.ended()
 		case sig := <-s.signals:
-			if sig != syscall.SIGHUP {
+			if sig != syscall.SIGHUP || s.opt.HungUp() {
 				return lifetime{}, s.stop()
 			}
 			s.opt.OnEvent(Event{What: UpgradeRefused, Err: s.reexec(ctx)})
@@ -284,7 +284,7 @@ func (s *supervisor) pause(ctx context.Context, wait time.Duration) *ending {
 	case <-ctx.Done():
 		return &ending{}
 	case sig := <-s.signals:
-		if sig != syscall.SIGHUP {
+		if sig != syscall.SIGHUP || s.opt.HungUp() {
 			return &ending{}
 		}
 		attended()

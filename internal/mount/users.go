@@ -14,24 +14,39 @@ import (
 	"github.com/lacunafs/lacuna/internal/sys"
 )
 
-// User is a process that has a file open or mapped.
+// User is a process that has a file open or mapped, or that lives in a mount
+// namespace of its own in which the file is mounted.
 type User struct {
 	PID  int
 	Name string
+	// Elsewhere: the file is mounted in this process's mount namespace.
+	Elsewhere bool
 }
 
-// String is "pid (name)".
-func (u User) String() string { return fmt.Sprintf("%d (%s)", u.PID, u.Name) }
+// String is "pid (name)", and says where its mount is a copy.
+func (u User) String() string {
+	if u.Elsewhere {
+		return fmt.Sprintf("%d (%s, in a mount namespace of its own)", u.PID, u.Name)
+	}
+	return fmt.Sprintf("%d (%s)", u.PID, u.Name)
+}
 
 // Users finds the processes that have one of the files open or mapped, this
-// process and those in except left out. Processes that end meanwhile, or that
-// this one may not look into, are passed over.
+// process and those in except left out, and one process of each other mount
+// namespace in which one of them is mounted: a copy of a mount that was made
+// with the namespace outlives the unmounting here. Processes that end
+// meanwhile, or that this one may not look into, are passed over.
 func Users(files map[sys.Inode]bool, except ...int) ([]User, error) {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("look for users: %w", err)
 	}
 	var users []User
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return nil, fmt.Errorf("look for users: %w", err)
+	}
+	namespaces := map[string]bool{own: true} // those that were looked into
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil || pid == os.Getpid() || slices.Contains(except, pid) {
@@ -42,8 +57,13 @@ func Users(files map[sys.Inode]bool, except ...int) ([]User, error) {
 		if err != nil && !passed(err) {
 			return nil, fmt.Errorf("look for users: %w", err)
 		}
-		if uses {
-			users = append(users, User{PID: pid, Name: nameOf(dir)})
+		elsewhere := false
+		if ns, err := os.Readlink(filepath.Join(dir, "ns/mnt")); err == nil && !namespaces[ns] {
+			namespaces[ns] = true
+			elsewhere = mountsAny(dir, files)
+		}
+		if uses || elsewhere {
+			users = append(users, User{PID: pid, Name: nameOf(dir), Elsewhere: elsewhere})
 		}
 	}
 	return users, nil
@@ -83,6 +103,33 @@ func usesAny(dir string, files map[sys.Inode]bool) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// mountsAny tells whether one of the files is mounted where the process lives.
+func mountsAny(dir string, files map[sys.Inode]bool) bool {
+	f, err := os.Open(filepath.Join(dir, "mountinfo"))
+	if err != nil {
+		return false
+	}
+	mounts, err := parse(f)
+	if errors.Join(err, f.Close()) != nil {
+		return false
+	}
+	devices := make(map[[2]uint32]bool)
+	for inode := range files {
+		major, minor := inode.DeviceNumbers()
+		devices[[2]uint32{major, minor}] = true
+	}
+	for _, m := range mounts {
+		if !devices[[2]uint32{m.Major, m.Minor}] {
+			continue
+		}
+		st, err := os.Stat(filepath.Join(dir, "root", m.Point))
+		if err == nil && files[inodeOf(st)] {
+			return true
+		}
+	}
+	return false
 }
 
 func inodeOf(st fs.FileInfo) sys.Inode {

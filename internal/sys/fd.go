@@ -110,15 +110,15 @@ func CloseAll(cs ...io.Closer) error {
 	return errors.Join(errs...)
 }
 
-// RaiseFileLimit lifts RLIMIT_NOFILE to want, or as near as this process may,
+// SetFileLimit sets RLIMIT_NOFILE to want, or as near as this process may,
 // and returns the limit that holds now.
-func RaiseFileLimit(want uint64) (uint64, error) {
+func SetFileLimit(want uint64) (uint64, error) {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return 0, fmt.Errorf("read the limit of open files: %w", err)
 	}
-	if lim.Cur >= want {
-		return lim.Cur, nil
+	if lim.Cur == want {
+		return want, nil
 	}
 	raised := unix.Rlimit{Cur: want, Max: max(lim.Max, want)}
 	if unix.Setrlimit(unix.RLIMIT_NOFILE, &raised) == nil {

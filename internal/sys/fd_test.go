@@ -159,19 +159,19 @@ func TestFlags(t *testing.T) {
 	}
 }
 
-func TestRaiseFileLimit(t *testing.T) {
+func TestSetFileLimit(t *testing.T) {
 	var before unix.Rlimit
 	ok(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
 	t.Cleanup(func() { ok(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before)) })
 	low := unix.Rlimit{Cur: 256, Max: before.Max}
 	ok(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
-	for _, c := range []struct{ want, got uint64 }{{100, 256}, {256, 256}, {300, 300}, {before.Max, before.Max}} {
-		if got, err := RaiseFileLimit(c.want); err != nil || got != c.got {
+	for _, c := range []struct{ want, got uint64 }{{100, 100}, {256, 256}, {300, 300}, {before.Max, before.Max}} {
+		if got, err := SetFileLimit(c.want); err != nil || got != c.got {
 			t.Errorf("to %d: %d, %v", c.want, got, err)
 		}
 	}
 	// More than fs.nr_open allows nobody.
-	got, err := RaiseFileLimit(1 << 62)
+	got, err := SetFileLimit(1 << 62)
 	if err != nil || got < before.Max {
 		t.Errorf("to everything: %d, %v", got, err)
 	}

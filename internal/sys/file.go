@@ -199,3 +199,21 @@ func (m *Mapping) Close() error {
 
 // IsRoot tells whether this process runs as uid 0 in its user namespace.
 func IsRoot() bool { return syscall.Geteuid() == 0 }
+
+// TempFile makes a file without a name on dir's filesystem; LinkFile gives it one.
+// Until then it goes with its last descriptor (open(2), O_TMPFILE).
+func TempFile(dir string, mode uint32) (*FD, error) {
+	raw, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in %s: %w", dir, err)
+	}
+	return NewFD(raw), nil
+}
+
+// LinkFile gives the file behind raw the name path, which must be free.
+func LinkFile(raw int, path string) error {
+	if err := unix.Linkat(unix.AT_FDCWD, ProcPath(raw), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return fmt.Errorf("name a file %s: %w", path, err)
+	}
+	return nil
+}
