@@ -61,7 +61,7 @@ bench: ## benchmarks, as ratios in one run (root)
 	@scripts/deps.sh bench
 	@$(MAKE) --no-print-directory build
 	$(GO) test -run='^$$' -bench=. -timeout=60m ./...
-	@for script in bench/*.sh; do [ ! -x "$$script" ] || "$$script"; done
+	$(GO) run ./bench -lacuna $(BIN)/lacuna
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (60s)
