@@ -25,6 +25,18 @@ type Filler interface {
 	Fill(ctx context.Context, id ObjectID, r Range) error
 }
 
+type progressKey struct{}
+
+// Progress tells that data for a Fill keeps coming, though none of its blocks may
+// be present yet; ctx is the one that the Fill was called with, or of another
+// origin, for which it does nothing. The deadline of the requests that need the
+// Fill runs from here on again. Only what brings a Fill nearer to its end counts.
+func Progress(ctx context.Context) {
+	if tell, ok := ctx.Value(progressKey{}).(func()); ok {
+		tell()
+	}
+}
+
 // Object is what a front end must know of an object that it serves.
 //
 // All methods may be called concurrently and do no input or output.

@@ -3,6 +3,7 @@ package ondemand
 import (
 	"context"
 	"sort"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,6 +25,8 @@ type fill struct {
 	cancel   context.CancelFunc
 	waiters  int        // pending requests that need it; at 0 it is cancelled
 	requests []*request // those that ever needed it
+	// progress is when it last made some, in nanoseconds since the table was made.
+	progress atomic.Int64
 }
 
 // pendingObject is what the table knows of one object with pending requests.

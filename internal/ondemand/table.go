@@ -14,7 +14,9 @@ import (
 // of its range that no running fill covers. A request is answered as soon as
 // every block of its range is present, which Present tells, or a fill that it
 // needs has failed, or its deadline is over, or it is flushed. It is answered
-// exactly once. A fill that nobody waits for any more is cancelled.
+// exactly once. A fill that nobody waits for any more is cancelled. The deadline
+// runs from when the reader went to sleep, or from the last Progress of a fill
+// that its request needs: data that keeps flowing is waited for.
 //
 // Lock order: Table.mu is the only lock and is held neither while an answer
 // function nor while the Filler runs. A request cannot slip in behind Close or
@@ -22,6 +24,7 @@ import (
 type Table struct {
 	filler   Filler
 	deadline time.Duration
+	made     time.Time
 	ctx      context.Context
 	cancel   context.CancelFunc
 	fills    sync.WaitGroup
@@ -50,8 +53,9 @@ type TableStats struct {
 
 // TableOptions are the choices of NewTable.
 type TableOptions struct {
-	// Deadline ends each request that is still pending after it, with EIO.
-	// It must be positive: the kernel has no deadline of its own.
+	// Deadline ends each request that is still pending after it without
+	// progress, with EIO. It must be positive: the kernel has no deadline of
+	// its own.
 	Deadline time.Duration
 }
 
@@ -59,7 +63,7 @@ type TableOptions struct {
 func NewTable(filler Filler, o TableOptions) *Table {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Table{
-		filler: filler, deadline: o.Deadline, ctx: ctx, cancel: cancel,
+		filler: filler, deadline: o.Deadline, made: time.Now(), ctx: ctx, cancel: cancel,
 		objects: make(map[ObjectID]*pendingObject),
 	}
 }
@@ -109,6 +113,7 @@ func (t *Table) enter(object Object, r Range, waited time.Duration, answer func(
 // startLocked runs f on its own goroutine.
 func (t *Table) startLocked(object Object, po *pendingObject, f *fill) {
 	ctx, cancel := context.WithCancel(t.ctx)
+	ctx = context.WithValue(ctx, progressKey{}, func() { f.progress.Store(int64(time.Since(t.made))) })
 	f.cancel = cancel
 	t.stats.Fills++
 	t.fills.Go(func() {
@@ -257,12 +262,29 @@ func (t *Table) waitOnLocked(po *pendingObject, q *request, missing []Range) {
 	}
 }
 
-// expire ends q at its deadline.
+// leftLocked is how long q may still sleep.
+func (t *Table) leftLocked(q *request) time.Duration {
+	last := q.started.Sub(t.made)
+	for _, f := range q.needs {
+		if p := time.Duration(f.progress.Load()); p > 0 {
+			last = max(last, p)
+		}
+	}
+	return last + t.deadline - time.Since(t.made)
+}
+
+// expire ends q at its deadline. Progress is looked for only here, so that it
+// costs no timer.
 func (t *Table) expire(q *request) {
 	t.mu.Lock()
 	po := t.objects[q.object.ID()]
 	var w wake
 	ok := false
+	if left := t.leftLocked(q); left > 0 && q.place >= 0 {
+		q.timer.Reset(left)
+		t.mu.Unlock()
+		return
+	}
 	if po != nil {
 		w, ok = t.endLocked(po, q, fmt.Errorf("read %s %v: no data after %v: %w",
 			q.object.ID().Short(), q.r, t.deadline, context.DeadlineExceeded))
