@@ -168,6 +168,7 @@ func (o *Object) dropLocked(serials []uint64) {
 func (o *Object) waitLocked(w *waiter, s *stream) {
 	w.streams = append(w.streams, s)
 	s.waiters = append(s.waiters, w)
+	o.reckonLocked(s)
 }
 
 // forgetLocked makes w wait for nothing, and ends the streams that nobody
@@ -187,6 +188,7 @@ func (o *Object) detachLocked(w *waiter) []*stream {
 				break
 			}
 		}
+		o.reckonLocked(s)
 	}
 	before := w.streams
 	w.streams = nil

@@ -46,6 +46,11 @@ func (s *stream) copy(body io.Reader) error {
 		}
 		s.object.count.fetched.Add(int64(n))
 		have += n
+		if n > 0 {
+			if yerr := s.goOn(); yerr != nil {
+				return yerr
+			}
+		}
 		last := s.pos+int64(have) == s.end
 		if last || err != nil || s.due(have, len(buf)) {
 			whole := have

@@ -32,6 +32,12 @@
 // of read-ahead that has not been admitted, because such streams do not exist:
 // read-ahead is begun only when it is admitted at once.
 //
+// The stream of an ordered blob, one that can be read only from its start, goes
+// on without readers, for it could not be begun again in its middle. While no
+// reader waits for it, it counts as read-ahead, and where read-ahead has more
+// requests than its share by that and a demand waits for one, a stream ends that
+// has had no reader for a while (yieldAfter).
+//
 // Lock order: Fetcher.mu, Object.mu, gate.mu. The cache, the source, Present
 // and OnError are called with none of them held, except that the questions
 // Has, Missing and Complete are asked under Object.mu: they do no input or

@@ -16,6 +16,7 @@ type gate struct {
 	mu          sync.Mutex
 	used, ahead int64 // in use by both; by read-ahead
 	peak        int64 // the most that was ever in use
+	leaving     int   // tickets that yield and are not released yet
 	demands     list.List
 	aheads      list.List
 }
@@ -23,9 +24,11 @@ type gate struct {
 // ticket stands for what was taken or is waited for.
 type ticket struct {
 	n     int64
-	ahead bool
-	start func()        // called once admitted, without gate.mu
-	place *list.Element // in its queue; nil once admitted or withdrawn
+	ahead bool // once admitted, guarded by gate.mu
+	// leaving: it has yielded, and is released soon.
+	leaving bool
+	start   func()        // called once admitted, without gate.mu
+	place   *list.Element // in its queue; nil once admitted or withdrawn
 }
 
 func newGate(limit, aheadLimit int64) *gate {
@@ -105,9 +108,42 @@ func (g *gate) release(t *ticket) {
 	if t.ahead {
 		g.ahead -= t.n
 	}
+	if t.leaving {
+		g.leaving--
+	}
 	admitted := g.admitLocked()
 	g.mu.Unlock()
 	startAll(admitted)
+}
+
+// count counts an admitted ticket as demand or as read-ahead from now on. The
+// share of read-ahead may be exceeded by that: yield makes up for it.
+func (g *gate) count(t *ticket, ahead bool) {
+	g.mu.Lock()
+	switch {
+	case ahead && !t.ahead:
+		g.ahead += t.n
+	case !ahead && t.ahead:
+		g.ahead -= t.n
+	}
+	t.ahead = ahead
+	admitted := g.admitLocked()
+	g.mu.Unlock()
+	startAll(admitted)
+}
+
+// yield tells the holder of an admitted ticket of read-ahead whether to release
+// it for a demand that waits, because read-ahead has more than its share.
+func (g *gate) yield(t *ticket) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !t.ahead || g.ahead <= g.aheadLimit || g.leaving >= g.demands.Len() {
+		return false
+	}
+	g.ahead -= t.n
+	g.leaving++
+	t.ahead, t.leaving = false, true
+	return true
 }
 
 func (g *gate) admitLocked() []*ticket {

@@ -134,7 +134,7 @@ func (h *hydration) request(ctx context.Context) (more bool, err error) {
 		o.group.slots.release(slot)
 		return false, err
 	}
-	w := &waiter{wake: make(chan struct{}, 1), hydrate: true}
+	w := &waiter{wake: make(chan struct{}, 1), hydrate: true, patient: true, ctx: ctx}
 	o.mu.Lock()
 	r := h.takeLocked()
 	if r.Empty() || o.closed || o.poison != nil {

@@ -49,6 +49,8 @@ type waiter struct {
 	wake    chan struct{} // holds one token
 	err     error         // of its own attempt
 	hydrate bool          // it is a Hydrate's, with a stream of its own
+	patient bool          // no reader is behind it
+	ctx     context.Context
 }
 
 func newObject(f *Fetcher, g *group, obj CacheObject, blob source.Blob) *Object {
@@ -109,7 +111,7 @@ func (o *Object) fillRange(ctx context.Context, r ondemand.Range, follow bool) e
 		return ondemand.ErrDetached
 	}
 	defer o.leave()
-	w := &waiter{r: r, wake: make(chan struct{}, 1)}
+	w := &waiter{r: r, wake: make(chan struct{}, 1), patient: !follow, ctx: ctx}
 	defer o.forget(w)
 	done, err := o.arrangeFirst(w, follow)
 	for !done && err == nil {

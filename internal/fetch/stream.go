@@ -7,6 +7,7 @@ import (
 	"math"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -32,6 +33,8 @@ type stream struct {
 	waiters  []*waiter
 	slot     *ticket
 	memory   *ticket
+	told     time.Time // when goOn last looked; the stream's own
+	idle     time.Time // of an ordered blob: since when no reader waits; zero: one does
 	ctx      context.Context
 	cancel   context.CancelFunc
 }
@@ -98,6 +101,7 @@ func (s *stream) begin() bool {
 		s.pos, s.end = missing[0].Off, missing[len(missing)-1].End()
 	}
 	o.beginLocked(s)
+	o.reckonLocked(s)
 	return true
 }
 

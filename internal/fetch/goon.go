@@ -1,0 +1,66 @@
+package fetch
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+)
+
+const (
+	// tellEvery is how often at most a stream tells that data keeps coming;
+	// well below any deadline.
+	tellEvery = 5 * time.Millisecond
+
+	// yieldAfter is how long the stream of an ordered blob has no reader before
+	// it makes room: longer than a reader takes from one read to the next.
+	yieldAfter = 2 * time.Second
+)
+
+// errYielded ends a stream that makes room for a demand. Nobody is told it.
+var errYielded = errors.New("stream made room for a demand")
+
+// goOn tells those who wait for s that data came, so that no deadline ends
+// them, and ends s where it holds what a demand needs more.
+func (s *stream) goOn() error {
+	now := time.Now()
+	if now.Sub(s.told) < tellEvery {
+		return nil
+	}
+	s.told = now
+	o := s.object
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, w := range s.waiters {
+		ondemand.Progress(w.ctx)
+	}
+	if s.unwanted || s.idle.IsZero() || now.Sub(s.idle) < yieldAfter || !o.group.slots.yield(s.slot) {
+		return nil
+	}
+	s.unwanted = true
+	if o.single == s {
+		o.single = nil
+	}
+	for _, w := range s.waiters {
+		w.tries-- // it is no fault of theirs
+	}
+	return errYielded
+}
+
+// reckonLocked counts the stream of an ordered blob as read-ahead while no
+// reader waits for it, and as a demand while one does.
+func (o *Object) reckonLocked(s *stream) {
+	if !o.ordered || s.queued || s.unwanted || s.ended || s.slot == nil {
+		return
+	}
+	idle := !slices.ContainsFunc(s.waiters, func(w *waiter) bool { return !w.patient })
+	if idle != s.idle.IsZero() {
+		return
+	}
+	s.idle = time.Time{}
+	if idle {
+		s.idle = time.Now()
+	}
+	o.group.slots.count(s.slot, idle)
+}

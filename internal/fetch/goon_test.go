@@ -1,0 +1,187 @@
+package fetch
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
+)
+
+// ordered is several objects of one server without ranges.
+type ordered struct {
+	*Fetcher
+	t     *testing.T
+	blobs []*scripted
+	ids   []ondemand.ObjectID
+}
+
+func newOrdered(t *testing.T, n, conns int) *ordered {
+	t.Helper()
+	g := &ordered{t: t, Fetcher: New(Options{
+		Conns: conns, Group: func(ondemand.ObjectID, source.Blob) string { return "one server" },
+	})}
+	t.Cleanup(g.Close)
+	for i := range n {
+		k := newKept(8 * mib)
+		k.id = ondemand.ObjectID(fmt.Sprint(i))
+		b := &scripted{size: k.size, ordered: true}
+		if _, err := g.Add(k, b); err != nil {
+			t.Fatal(err)
+		}
+		g.blobs, g.ids = append(g.blobs, b), append(g.ids, k.id)
+	}
+	return g
+}
+
+func (g *ordered) start(i int, off int64) *filling {
+	f := &filling{t: g.t, result: make(chan error, 1), cancel: func() {}}
+	go func() { f.result <- g.Fill(g.t.Context(), g.ids[i], ondemand.Range{Off: off, Len: 4 * kib}) }()
+	synctest.Wait()
+	return f
+}
+
+// Downloads that nobody reads make room for a demand, but no more of them than
+// it takes, and none that is read.
+func TestOrderedStreamsWithoutReadersLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newOrdered(t, 6, 4)
+		var calls []*call
+		for i := range 4 {
+			f := g.start(i, 0)
+			calls = append(calls, g.blobs[i].next(t))
+			calls[i].give(64 * kib)
+			f.succeeds()
+		}
+		reader := g.start(0, 4*mib) // comes back
+		fifth := g.start(4, 0)
+		g.blobs[4].none(t)
+		give := func() (closed int) {
+			for _, c := range calls {
+				if !c.isClosed() {
+					c.give(64 * kib)
+				}
+				if c.isClosed() {
+					closed++
+				}
+			}
+			return closed
+		}
+		if n := give(); n != 0 {
+			t.Errorf("%d ended at once", n)
+		}
+		fifth.sleeps()
+		<-time.After(yieldAfter)
+		if n := give(); n != 1 || calls[0].isClosed() {
+			t.Errorf("%d ended for one demand; the one that is read: %v", n, calls[0].isClosed())
+		}
+		c := g.blobs[4].next(t)
+		c.give(64 * kib)
+		fifth.succeeds()
+		if n := give(); n != 1 {
+			t.Errorf("%d ended", n)
+		}
+		reader.sleeps()
+		calls[0].give(8 * mib)
+		reader.succeeds()
+	})
+}
+
+// Idle downloads within the share of read-ahead end for nobody.
+func TestOrderedStreamsKeepTheirShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newOrdered(t, 3, 2)
+		idle := g.start(0, 0)
+		kept := g.blobs[0].next(t)
+		kept.give(64 * kib)
+		idle.succeeds()
+		busy := g.start(1, 0)
+		c := g.blobs[1].next(t)
+		waits := g.start(2, 0)
+		<-time.After(2 * yieldAfter)
+		kept.give(64 * kib)
+		if kept.isClosed() {
+			t.Error("the share of read-ahead was taken away")
+		}
+		waits.sleeps()
+		c.give(8 * mib)
+		busy.succeeds()
+		g.blobs[2].next(t).give(8 * mib)
+		waits.succeeds()
+	})
+}
+
+// A Hydrate of an ordered blob makes room too, and begins again by itself.
+func TestHydrateOfAnOrderedSourceMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newOrdered(t, 3, 2)
+		done := make(chan error, 2)
+		var calls []*call
+		for i := range 2 {
+			go func() { done <- g.Hydrate(t.Context(), g.ids[i], nil) }()
+			calls = append(calls, g.blobs[i].next(t))
+		}
+		demand := g.start(2, 0)
+		<-time.After(yieldAfter)
+		for _, c := range calls {
+			c.give(64 * kib)
+		}
+		g.blobs[2].next(t).give(8 * mib)
+		demand.succeeds()
+		for i, c := range calls {
+			if c.isClosed() {
+				c = g.blobs[i].next(t)
+			}
+			c.give(8 * mib)
+		}
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A far read of an ordered blob, and one of much at once, sleep past the
+// table's deadline as long as data comes, and end when none does.
+func TestDataThatFlowsIsWaitedFor(t *testing.T) {
+	const deadline = time.Minute
+	for _, ordered := range []bool{true, false} {
+		t.Run(fmt.Sprint("ordered ", ordered), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newRig(t, 32*mib, func(g *rig, _ *Options) { g.blob.ordered = ordered })
+				table := ondemand.NewTable(g.Fetcher, ondemand.TableOptions{Deadline: deadline})
+				defer func() {
+					if err := table.Close(); err != nil {
+						t.Error(err)
+					}
+				}()
+				r := ondemand.Range{Len: 32 * mib}
+				if ordered {
+					r = ondemand.Range{Off: 30 * mib, Len: 4 * kib}
+				}
+				answer := make(chan error, 1)
+				table.Submit(g.object, r, 0, func(err error) { answer <- err })
+				c := g.blob.next(t)
+				for range 10 {
+					<-time.After(deadline - time.Second)
+					c.give(100 * kib)
+				}
+				if len(answer) != 0 {
+					t.Fatalf("answered while data came: %v", <-answer)
+				}
+				<-time.After(deadline - 1)
+				if len(answer) != 0 {
+					t.Fatalf("answered before the deadline: %v", <-answer)
+				}
+				<-time.After(1)
+				synctest.Wait()
+				if len(answer) != 1 || <-answer == nil {
+					t.Fatal("sleeps on though nothing comes")
+				}
+			})
+		})
+	}
+}
