@@ -33,7 +33,6 @@ type KeepOptions struct {
 // RunKeeper is a keeper's life: it starts a worker for s and restarts it until
 // the end, and returns the exit status for the process.
 func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger) (int, error) {
-	outliveLog()
 	encoded, err := json.Marshal(s)
 	if err != nil {
 		return 1, fmt.Errorf("encode settings: %w", err)

@@ -33,7 +33,6 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 		objects: make(map[ondemand.ObjectID]*servedObject), bound: make(map[string]*boundDir),
 		loops: make(map[string]bool),
 	}
-	outliveLog()
 	// Signals are taken from the first moment on, or one would kill us.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGHUP)
@@ -249,11 +248,6 @@ func (w *worker) isMeant(sig os.Signal) bool {
 	}
 	return false
 }
-
-// outliveLog lets a process whose log or output nobody reads any more go on: a
-// write there fails, where by default it kills the writer (os/signal, SIGPIPE). If
-// keeper and worker both died of it, readers would see zeros.
-func outliveLog() { signal.Ignore(syscall.SIGPIPE) }
 
 // end undoes everything and tells the keeper that this is the end.
 func (w *worker) end(ctx context.Context) (int, error) {
