@@ -163,13 +163,8 @@ func TestKeeperKilledForegroundStops(t *testing.T) {
 	h := hold(t, a.file)
 	a.kill(a.status().KeeperPID)
 	// The worker alone holds the group now: it stays for who has the file open.
-	eventually(t, 30*time.Second, func() error {
-		_, err := os.Lstat(a.file)
-		if err == nil {
-			return errors.New("the file has its name")
-		}
-		return nil
-	})
+	a.waitBusy()
+	h.wantPattern(stormSeed, a.missing(), 10000)
 	h.wantPattern(stormSeed, a.missing(), 10000)
 	h.close()
 	a.wantGone()
@@ -224,6 +219,28 @@ func TestBothKilledFileInUseIsGuardedAgain(t *testing.T) {
 	}
 	h.close()
 	a.lacuna("detach", a.file)
+	a.stop()
+	a.wantGone()
+}
+
+func TestNobodyReadsTheLog(t *testing.T) {
+	a := newAttached(t, "")
+	a.deaf = true
+	out := a.start("--verbose", "daemon")
+	a.waitReady()
+	a.lacuna("attach", a.server.URL(), a.file)
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	keeper, worker := a.keeper.Process.Pid, a.worker()
+	h := hold(t, a.file)
+	h.wantPattern(stormSeed, a.missing(), 10000) // and that is logged
+	a.kill(worker)                               // as is that
+	h.wantPattern(stormSeed, a.missing(), 10000)
+	if s := a.status(); s.KeeperPID != keeper || s.WorkerPID == worker {
+		t.Errorf("keeper %d, worker %d; before %d, %d", s.KeeperPID, s.WorkerPID, keeper, worker)
+	}
+	h.close()
 	a.stop()
 	a.wantGone()
 }

@@ -120,7 +120,8 @@ func (h *holder) wantPattern(seed uint64, off int64, n int) {
 	h.t.Helper()
 	r := h.read(off, n)
 	if r.Errno != 0 || !bytes.Equal(r.Data, pattern(seed, off, n)) {
-		h.t.Fatalf("read [%d,+%d): %v, %d bytes, right: %v", off, n, r.Errno, len(r.Data), bytes.Equal(r.Data, pattern(seed, off, len(r.Data))))
+		h.t.Fatalf("read [%d,+%d): %v, %d bytes, right: %v, % x", off, n, r.Errno, len(r.Data),
+			bytes.Equal(r.Data, pattern(seed, off, len(r.Data))), r.Data[:min(8, len(r.Data))])
 	}
 }
 

@@ -30,9 +30,23 @@ type instance struct {
 	root   string
 	config string // file, or empty
 
+	deaf bool // its log goes where its output does
+
 	keeper *exec.Cmd     // nil before start
 	ended  chan struct{} // closed when keeper has ended
-	log    output
+	log    logFile
+}
+
+// logFile is the log of all processes of an instance. It is a file, and not a
+// pipe to the test, because they may outlive the process that was started first.
+type logFile string
+
+func (f logFile) String() string {
+	b, err := os.ReadFile(string(f))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
 }
 
 // output is what a process has written.
@@ -70,7 +84,7 @@ func newInstance(t *testing.T, config string) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &instance{t: t, dir: dir, bin: filepath.Join(dir, "lacuna"), root: filepath.Join(dir, "cache")}
+	i := &instance{t: t, dir: dir, bin: filepath.Join(dir, "lacuna"), root: filepath.Join(dir, "cache"), log: logFile(filepath.Join(dir, "log"))}
 	t.Cleanup(i.cleanUp)
 	if err := os.Link(place.binary, i.bin); err != nil {
 		t.Fatal(err)
@@ -124,20 +138,23 @@ func (i *instance) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // start runs args as the keeper process of the instance. Its standard output
 // can be read from out.
-func (i *instance) start(args ...string) (out io.Reader) {
+func (i *instance) start(args ...string) (out io.ReadCloser) {
 	i.t.Helper()
 	i.keeper = i.command(context.Background(), args...)
-	i.keeper.Stderr = &i.log
-	// A pipe of our own: a worker that outlives the keeper keeps it open, and
-	// Wait must not wait for that.
+	log, err := os.OpenFile(string(i.log), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		i.t.Fatal(err)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		i.t.Fatal(err)
 	}
 	i.t.Cleanup(func() { _ = r.Close() })
-	i.keeper.Stdout = w
-	i.keeper.WaitDelay = time.Second
-	if err := errors.Join(i.keeper.Start(), w.Close()); err != nil {
+	i.keeper.Stdout, i.keeper.Stderr = w, log
+	if i.deaf {
+		i.keeper.Stderr = w
+	}
+	if err := errors.Join(i.keeper.Start(), w.Close(), log.Close()); err != nil {
 		i.t.Fatal(err)
 	}
 	i.ended = make(chan struct{})

@@ -2,31 +2,32 @@ package e2e
 
 import (
 	"errors"
-	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-func (a *attached) waitNoName() {
+// waitBusy waits until a stopping instance has found the file in use.
+func (a *attached) waitBusy() {
 	a.t.Helper()
 	eventually(a.t, 10*time.Second, func() error {
-		if _, err := os.Lstat(a.file); err == nil {
-			return errors.New("the file has its name")
+		if !strings.Contains(a.log.String(), "waiting for what is in use") {
+			return errors.New("it does not say that the file is in use")
 		}
 		return nil
 	})
 }
 
 func TestStopServesOpenFileOn(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT} {
 		for name, start := range map[string]func(*testing.T, string) *attached{"daemon": attachedToDaemon, "foreground": attachedInForeground} {
 			t.Run(name+" "+sig.String(), func(t *testing.T) {
 				a := start(t, "")
 				h := hold(t, a.file)
 				h.wantPattern(stormSeed, a.missing(), 10000)
 				// As the terminal does it: all processes get it.
-				if sig == syscall.SIGINT {
+				if sig != syscall.SIGTERM {
 					for _, pid := range processesOf(a.dir) {
 						if err := syscall.Kill(pid, sig); err != nil {
 							t.Fatal(err)
@@ -35,7 +36,7 @@ func TestStopServesOpenFileOn(t *testing.T) {
 				} else {
 					a.signal(sig)
 				}
-				a.waitNoName()
+				a.waitBusy()
 				for range 3 {
 					h.wantPattern(stormSeed, a.missing(), 10000)
 				}
@@ -53,7 +54,7 @@ func TestStopAskedTwiceDeniesOpenFile(t *testing.T) {
 	present := a.missing()
 	h.wantPattern(stormSeed, present, 10000)
 	a.signal(syscall.SIGTERM)
-	a.waitNoName()
+	a.waitBusy()
 	asked := time.Now()
 	a.signal(syscall.SIGTERM)
 	// Until the worker has gone it serves on.
