@@ -294,7 +294,7 @@ func TestNginxFileChangesUnderReaders(t *testing.T) {
 	reader := ondemandtest.StartReader(t)
 	eventually(t, 30*time.Second, func() error {
 		if r := reader.Read(path, rng.Int64N(o.Size-4096), 4096); r.Errno != syscall.EIO {
-			return fmt.Errorf("read: %v", r.Errno)
+			return fmt.Errorf("a read ended with errno %d", int(r.Errno))
 		}
 		return nil
 	})

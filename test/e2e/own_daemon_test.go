@@ -127,7 +127,7 @@ func tryLaunch(t *testing.T, env string, argv ...string) (*program, error) {
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if line != "ready\n" {
 		p.kill()
-		return p, fmt.Errorf("%v said %q, %v: %s", argv, line, err, p.told.String())
+		return p, errors.Join(fmt.Errorf("%v said %q: %s", argv, line, p.told.String()), err)
 	}
 	return p, nil
 }
