@@ -66,6 +66,14 @@ func (e *StatusError) Unwrap() error {
 	return nil
 }
 
+// standInError is an answer that is something else than the file, perhaps for a
+// while only. It is a source.ErrNotBytes.
+type standInError struct{ what string }
+
+func (e *standInError) Error() string   { return fmt.Sprintf("%v: %s", source.ErrNotBytes, e.what) }
+func (e *standInError) Temporary() bool { return true }
+func (e *standInError) Unwrap() error   { return source.ErrNotBytes }
+
 // retryAfter reads a Retry-After header (RFC 9110 section 10.2.3): seconds or a
 // date. What is neither asks for nothing.
 func retryAfter(s string, now time.Time) time.Duration {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -314,5 +315,61 @@ func BenchmarkReadRange(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A page that stands in for the file for a while is no other version of it.
+func TestStandInPages(t *testing.T) {
+	data, page := sourcetest.Bytes(10000), []byte("<html>down for maintenance</html>")
+	stand := func(headers ...string) sourcetest.Fault {
+		return func(a *sourcetest.Answer) {
+			a.Status, a.Header, a.Off, a.N, a.Content = http.StatusOK, http.Header{}, 0, int64(len(page)), bytes.NewReader(page)
+			for i := 0; i < len(headers); i += 2 {
+				a.Header.Set(headers[i], headers[i+1])
+			}
+		}
+	}
+	unframed := func(a *sourcetest.Answer) { stand()(a); a.Length = "none" }
+	later := "Sat, 03 Jan 2026 03:04:05 GMT"
+	for _, c := range []struct {
+		name    string
+		etag    string // of the file
+		dated   bool   // the file has a modification time
+		fault   sourcetest.Fault
+		changed bool
+	}{
+		{name: "page", etag: `"v1"`, fault: stand("Content-Type", "text/html")},
+		{name: "page of another kind", etag: `"v1"`, fault: stand("Content-Type", "text/plain")},
+		{name: "page with an ETag", etag: `"v1"`, fault: stand("Content-Type", "text/html; charset=utf-8", "ETag", `"page"`)},
+		{name: "page with a date", etag: `"v1"`, fault: stand("Content-Type", "text/html", "Last-Modified", later)},
+		{name: "date where an ETag is known", etag: `"v1"`, fault: stand("Content-Type", "text/plain", "Last-Modified", later)},
+		{name: "page for a dated file", dated: true, fault: stand("Content-Type", "text/html")},
+		{name: "page for a file without a version", fault: stand("Content-Type", "text/html")},
+		{name: "page of unknown length", etag: `"v1"`, fault: unframed},
+		{name: "page of unknown length for a file without a version", fault: unframed},
+		{name: "no validator", etag: `"v1"`, fault: func(a *sourcetest.Answer) { sourcetest.Whole(a); a.Header.Del("ETag") }},
+		{name: "other version", etag: `"v1"`, fault: stand("Content-Type", "text/plain", "ETag", `"v2"`), changed: true},
+		{name: "other date", dated: true, fault: stand("Content-Type", "text/plain", "Last-Modified", later), changed: true},
+	} {
+		for _, sequential := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, sequential %v", c.name, sequential), func(t *testing.T) {
+				s := sourcetest.NewServer(t, data)
+				s.SetETag(c.etag)
+				if !c.dated {
+					s.SetModTime(time.Time{})
+				}
+				if sequential {
+					s.Always(sourcetest.Whole)
+				}
+				b := mustOpen(t, s.URL(), httprange.Options{})
+				s.Next(c.fault)
+				_, err := sourcetest.Read(t.Context(), b, 0, 20)
+				if c.changed != errors.Is(err, source.ErrChanged) || c.changed == source.Temporary(err) ||
+					!c.changed && !errors.Is(err, source.ErrNotBytes) {
+					t.Errorf("read: %v, temporary %v", err, source.Temporary(err))
+				}
+				sourcetest.MustRead(t, b, data, 0, 10000)
+			})
+		}
 	}
 }

@@ -64,10 +64,7 @@ func checkWhole(resp *http.Response, w want, id source.Identity) error {
 	if err := checkEncoding(resp); err != nil {
 		return err
 	}
-	if resp.ContentLength >= 0 && resp.ContentLength != id.Size {
-		return fmt.Errorf("%w: size is %d, was %d", source.ErrChanged, resp.ContentLength, id.Size)
-	}
-	if err := checkValidator(resp.Header, id); err != nil {
+	if err := checkWholeVersion(resp, id); err != nil {
 		return err
 	}
 	switch {
@@ -77,6 +74,34 @@ func checkWhole(resp *http.Response, w want, id source.Identity) error {
 		return fmt.Errorf("%w: the whole file for [%d,+%d)", source.ErrNotBytes, w.off, w.n)
 	}
 	return nil
+}
+
+// checkWholeVersion tells whether a 200 is of the version id. What is not may be
+// a page that stands in for the file for a while (maintenance, a login, an error
+// with the wrong status), so only a validator of the known kind that is another
+// one says that the file changed, and on a page of HTML not even that one.
+func checkWholeVersion(resp *http.Response, id source.Identity) error {
+	h, otherSize := resp.Header, resp.ContentLength >= 0 && resp.ContentLength != id.Size
+	versioned := id.Validator != "" && h.Get("ETag") != ""
+	if strings.HasPrefix(id.Validator, lastModified) {
+		versioned = h.Get("Last-Modified") != ""
+	}
+	switch {
+	case otherSize && (isHTML(h) || !versioned):
+		return &standInError{fmt.Sprintf("status 200 with %d bytes, the file has %d", resp.ContentLength, id.Size)}
+	case versioned:
+		return checkValidator(h, id)
+	case id.Validator != "":
+		return &standInError{"status 200 without the file's validator"}
+	case resp.ContentLength < 0:
+		return &standInError{"status 200 without validator and length"}
+	}
+	return nil
+}
+
+func isHTML(h http.Header) bool {
+	media, _, err := mime.ParseMediaType(h.Get("Content-Type"))
+	return err == nil && (media == "text/html" || media == "application/xhtml+xml")
 }
 
 // singleRange returns the Content-Range of a 206 with one part in identity encoding.
