@@ -3,8 +3,11 @@
 // A range is asked for anew from the byte at which it broke, so what was
 // delivered is neither read nor delivered twice. A sequential blob cannot do that:
 // there the whole is asked for again and what was delivered already is thrown
-// away, which is right because a blob's identity is bound: the second reading
-// has the same bytes or fails.
+// away. Both are right where the blob is bound to a validator: the second reading
+// has the same bytes or fails. Where the source has none, only bytes can tell:
+// of a sequential blob all that was delivered is compared with the second
+// reading by a hash, of another one the last few KiB, asked for once more. Other
+// bytes are source.ErrChanged. That such a source changed elsewhere goes unseen.
 //
 // Only errors that call themselves temporary (source.Temporary) are tried
 // again. The budget is for one trouble, not for a whole body: once enough bytes have
@@ -80,6 +83,8 @@ func (b *blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	r := &reader{ctx: ctx, cancel: cancel, blob: b, off: off, n: n}
+	r.seen.unbound = source.IdentityOf(b).Validator == ""
+	r.seen.whole = source.IsSequential(b)
 	r.broken = r.request()
 	if err := r.mend(); err != nil {
 		cancel()
@@ -95,7 +100,8 @@ type reader struct {
 	blob   *blob
 	off, n int64
 
-	mu     sync.Mutex    // held through Read; Close takes it after cancel
+	mu     sync.Mutex // held through Read; Close takes it after cancel
+	seen   delivered
 	body   io.ReadCloser // of the request in progress, or nil
 	got    int64         // bytes delivered
 	broken error         // how the latest request ended, or nil
@@ -108,19 +114,14 @@ type reader struct {
 
 // request asks for what is left of the range.
 func (r *reader) request() error {
-	again := source.IsSequential(r.blob)
-	from := r.got
-	if again {
-		from = 0
-	}
+	again := r.seen.overlap(r.got)
+	from := r.got - again
 	body, err := r.blob.Blob.ReadRange(r.ctx, r.off+from, r.n-from)
 	if err != nil {
 		return err
 	}
-	if again {
-		if _, err := io.CopyN(io.Discard, body, r.got); err != nil {
-			return errors.Join(short(err, 0, r.got), body.Close())
-		}
+	if err := r.seen.pass(body, again); err != nil {
+		return errors.Join(err, body.Close())
 	}
 	r.body = body
 	return nil
@@ -195,6 +196,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			break
 		}
 		n, err := r.body.Read(p)
+		r.seen.note(p[:n])
 		r.got += int64(n)
 		switch done := r.got == r.n; {
 		case done && (err == nil || errors.Is(err, io.EOF) || source.Temporary(err)):

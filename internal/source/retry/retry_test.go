@@ -140,7 +140,7 @@ func (b *broken) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 func TestGoesOnWhereTheBodyBroke(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data := sourcetest.Bytes(1 << 20)
-		b := &broken{scripted{Wrapper: source.Wrapper{Blob: mem.New(data)}, errs: []error{nil}}, 100000}
+		b := &broken{scripted{Wrapper: source.Wrapper{Blob: named{source.Wrapper{Blob: mem.New(data)}}}, errs: []error{nil}}, 100000}
 		sourcetest.MustRead(t, retry.Wrap(b, retry.Policy{Attempts: 2}), data, 1, 1<<20-1)
 		for i, off := range b.asked {
 			if off != 1+int64(i)*100000 {
@@ -154,6 +154,74 @@ func TestGoesOnWhereTheBodyBroke(t *testing.T) {
 			t.Fatalf("ten bytes at a time: %v", err)
 		}
 	})
+}
+
+// named gives a blob a validator.
+type named struct{ source.Wrapper }
+
+func (n named) Identity() source.Identity { return source.Identity{Size: n.Size(), Validator: "v1"} }
+
+// turning is a blob whose requests break after a part, and which has other bytes
+// from its second request on.
+type turning struct {
+	source.Blob
+	next     source.Blob
+	part     int64
+	requests int
+}
+
+func (b *turning) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	b.requests++
+	if b.requests > 1 {
+		return b.next.ReadRange(ctx, off, n)
+	}
+	r, err := b.Blob.ReadRange(ctx, off, n)
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(r, b.part), r}, err
+}
+
+// A source without a validator that turns to another version between two
+// requests is noticed by what it sends again.
+func TestVersionsAreNotMixedWithoutAValidator(t *testing.T) {
+	data := sourcetest.Bytes(100000)
+	turned := func(at int) source.Blob {
+		other := bytes.Clone(data)
+		for i := at; i < len(other); i++ {
+			other[i] ^= 1
+		}
+		return mem.New(other)
+	}
+	for _, c := range []struct {
+		name       string
+		part       int64
+		next       source.Blob
+		sequential bool
+		want       error
+	}{
+		{"same", 50000, mem.New(data), false, nil},
+		{"same, little came", 7, mem.New(data), false, nil},
+		{"same, sequential", 50000, mem.New(data), true, nil},
+		{"other", 50000, turned(0), false, source.ErrChanged},
+		{"other, little came", 7, turned(0), false, source.ErrChanged},
+		{"other in the last block", 50000, turned(49990), false, source.ErrChanged},
+		{"other, sequential", 50000, turned(49990), true, source.ErrChanged},
+		{"one byte far before, sequential", 50000, mem.New(append([]byte{data[0] ^ 1}, data[1:]...)), true, source.ErrChanged},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var b source.Blob = &turning{Blob: mem.New(data), next: c.next, part: c.part}
+				if c.sequential {
+					b = inOrder{source.Wrapper{Blob: b}}
+				}
+				got, err := sourcetest.Read(t.Context(), retry.Wrap(b, retry.Policy{}), 0, int64(len(data)))
+				if !errors.Is(err, c.want) || !bytes.Equal(got, data[:len(got)]) || c.want == nil && len(got) != len(data) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			})
+		})
+	}
 }
 
 func TestWaitingEndsWithItsContextAndItsReader(t *testing.T) {
