@@ -3,6 +3,8 @@ package cache
 import (
 	"errors"
 	"fmt"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -47,14 +49,22 @@ func (e *InUseError) Error() string {
 type FilesystemError struct {
 	Dir  string // the cache root
 	Type string // the filesystem that it is on
+	// BlockSize is that of the filesystem, where it is what stands in the way.
+	BlockSize int64
 }
 
 func (e *FilesystemError) Error() string {
+	if e.BlockSize != 0 {
+		return fmt.Sprintf("cache root %s is on %s with blocks of %d bytes: writing one block of %d bytes fills the others of a larger one with zeros, and what is a hole could not be told from data", e.Dir, e.Type, e.BlockSize, ondemand.BlockSize)
+	}
 	return fmt.Sprintf("cache root %s is on %s: that filesystem has no pre-content events, so nothing could stop a read of a missing range (the kernel has them on ext4, xfs and btrfs)", e.Dir, e.Type)
 }
 
 // Hint names the next step.
 func (e *FilesystemError) Hint() string {
+	if e.BlockSize != 0 {
+		return fmt.Sprintf("choose a directory on a filesystem with blocks of at most %d bytes with --root", ondemand.BlockSize)
+	}
 	return "choose a directory on ext4, xfs or btrfs with --root"
 }
 

@@ -209,10 +209,16 @@ func TestSwappedPresenceFilesClaimNothing(t *testing.T) {
 // smallDisk mounts an empty ext4 of a few MiB until the end of the test.
 func smallDisk(t *testing.T, size int64) string {
 	t.Helper()
+	return loopMount(t, size, "mkfs.ext4", "-q", "-m", "0")
+}
+
+// loopMount mounts an empty filesystem until the end of the test.
+func loopMount(t *testing.T, size int64, mkfs ...string) string {
+	t.Helper()
 	if !sys.IsRoot() {
 		t.Skip("probe: not root, so no loop mount")
 	}
-	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+	if _, err := exec.LookPath(mkfs[0]); err != nil {
 		t.Skipf("probe: %v", err)
 	}
 	dir := t.TempDir()
@@ -225,10 +231,22 @@ func smallDisk(t *testing.T, size int64) string {
 			t.Fatalf("%v: %v: %s", args, err, out)
 		}
 	}
-	run("mkfs.ext4", "-q", "-m", "0", image)
+	run(append(mkfs, image)...)
 	run("mount", "-o", "loop", image, mount)
 	t.Cleanup(func() { run("umount", mount) })
 	return mount
+}
+
+func TestLargeBlocksAreRefused(t *testing.T) {
+	mount := loopMount(t, 512<<20, "mkfs.xfs", "-q", "-b", "size=16k")
+	_, err := OpenRoot(filepath.Join(mount, "root"), RootOptions{})
+	var refused *FilesystemError
+	if !errors.As(err, &refused) || refused.BlockSize != 16384 || !strings.Contains(err.Error(), "16384") {
+		t.Errorf("%v", err)
+	}
+	if names, err := os.ReadDir(mount); err != nil || len(names) != 0 {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
 }
 
 func TestDiskFull(t *testing.T) {

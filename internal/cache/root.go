@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -94,7 +95,8 @@ func OpenRoot(dir string, o RootOptions) (*Root, error) {
 
 // checkFilesystem tells whether files below dir, which need not exist yet, can
 // raise pre-content events: the filesystems that set FS_ALLOW_HSM (Linux 6.14:
-// ext4, xfs, btrfs).
+// ext4, xfs, btrfs). Their blocks must be no larger than ours, or a hole in a data
+// file would not tell that a block was never written (findHoles).
 func checkFilesystem(dir string) error {
 	there := dir
 	name, err := sys.FilesystemType(there)
@@ -107,9 +109,17 @@ func checkFilesystem(dir string) error {
 	}
 	switch name {
 	case "ext4", "xfs", "btrfs":
-		return nil
+	default:
+		return &FilesystemError{Dir: dir, Type: name}
 	}
-	return &FilesystemError{Dir: dir, Type: name}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(there, &st); err != nil {
+		return fmt.Errorf("open cache root: statfs %s: %w", there, err)
+	}
+	if st.Bsize > ondemand.BlockSize {
+		return &FilesystemError{Dir: dir, Type: name, BlockSize: st.Bsize}
+	}
+	return nil
 }
 
 // newRoot opens a root whose lock is held.

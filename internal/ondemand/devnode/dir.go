@@ -66,6 +66,9 @@ func (d *Dir) open() error {
 	if err := errors.Join(err, own.Close()); err != nil {
 		return err
 	}
+	if err := checkBlocks(d.path); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
 		return err
@@ -92,6 +95,22 @@ func (d *Dir) open() error {
 		byInode[o.inode] = name
 		d.objects = append(d.objects, o)
 		d.byID[o.id] = o
+	}
+	return nil
+}
+
+// ErrLargeBlocks: the filesystem has blocks larger than ondemand.BlockSize. A
+// write of one of ours fills the rest of such a block with zeros, and it would be
+// taken for data when the directory is bound again.
+var ErrLargeBlocks = errors.New("filesystem has too large blocks")
+
+func checkBlocks(path string) error {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(path, &st); err != nil {
+		return fmt.Errorf("statfs: %w", err)
+	}
+	if st.Bsize > ondemand.BlockSize {
+		return fmt.Errorf("%w: %d bytes, at most %d are served: its holes do not tell what was written", ErrLargeBlocks, st.Bsize, ondemand.BlockSize)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,35 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
+
+func TestOpenDirRefusesLargeBlocks(t *testing.T) {
+	if !sys.IsRoot() {
+		t.Skip("probe: not root, so no loop mount")
+	}
+	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
+		t.Skipf("probe: %v", err)
+	}
+	dir := t.TempDir()
+	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mount")
+	check(t, os.WriteFile(image, nil, 0o600))
+	check(t, os.Truncate(image, 512<<20))
+	check(t, os.Mkdir(mount, 0o700))
+	run := func(args ...string) {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	run("mkfs.xfs", "-q", "-b", "size=16k", image)
+	run("mount", "-o", "loop", image, mount)
+	t.Cleanup(func() { run("umount", mount) })
+	d, err := OpenDir(mount, nil)
+	if !errors.Is(err, ErrLargeBlocks) {
+		t.Errorf("opened: %v", err)
+	}
+	if err == nil {
+		check(t, d.Close())
+	}
+}
 
 func TestOpenDirTakesRegularFiles(t *testing.T) {
 	dir, _ := hollow(t, map[string]int{"a": 10000, "b": 0, strings.Repeat("n", 254): 1, strings.Repeat("n", 255): 1, "new\nline": 5})
