@@ -110,7 +110,7 @@ var rules = []rule{
 	{from: "toc/...", may: []string{"toc"}},
 	{from: "erofs"},
 	// The one place that sees sources and the cache together, below daemon.
-	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}},
+	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
 	{from: "mount", may: []string{"sys"}},
 	{from: "keeper/...", may: []string{"keeper/...", "sys"}},
 	{from: "control", may: []string{"sys"}},
