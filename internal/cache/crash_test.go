@@ -16,7 +16,7 @@ import (
 
 var (
 	crashSeed = flag.Uint64("seed", 0, "seed of the first crash history; 0 takes one from the clock")
-	crashN    = flag.Int("crash.n", 500, "number of crash histories")
+	crashN    = flag.Int("crash.n", crashHistories, "number of crash histories")
 )
 
 // wantBlock is the right content of a block: every sector differs from every
