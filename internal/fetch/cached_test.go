@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -154,15 +155,18 @@ func TestBodiesThatBreakTheirContract(t *testing.T) {
 }
 
 func TestBodyThatDoesNotEndIsReported(t *testing.T) {
-	g := newRigOn(t, 4*kib, nil, func(g *rig) source.Blob {
-		return rude{g.blob, func(p []byte) (int, error) { readPattern(p, 0); return len(p), nil }}
+	synctest.Test(t, func(t *testing.T) {
+		g := newRigOn(t, 4*kib, nil, func(g *rig) source.Blob {
+			return rude{g.blob, func(p []byte) (int, error) { readPattern(p, 0); return len(p), nil }}
+		})
+		if err := g.Fill(t.Context(), testID, ondemand.Range{Len: 4 * kib}); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		// The reader has its bytes: the error is nobody's, and so reported.
+		if len(g.errs) != 1 || !errors.Is(g.errs[0], source.ErrNotBytes) {
+			t.Errorf("reported %v", g.errs)
+		}
+		g.settled(t)
 	})
-	if err := g.Fill(t.Context(), testID, ondemand.Range{Len: 4 * kib}); err != nil {
-		t.Error(err)
-	}
-	g.settled(t)
-	// The reader has its bytes: the error is nobody's, and so reported.
-	if len(g.errs) != 1 || !errors.Is(g.errs[0], source.ErrNotBytes) {
-		t.Errorf("reported %v", g.errs)
-	}
 }
