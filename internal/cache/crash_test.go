@@ -103,7 +103,7 @@ func (h *history) verify(i int) error {
 	if o.Size() != h.sizes[i] {
 		return fmt.Errorf("object %d has %d bytes", i, o.Size())
 	}
-	for _, r := range o.PresentRanges(ondemand.Range{Len: o.size}) {
+	for _, r := range o.presence.Present(ondemand.Range{Len: o.size}) {
 		for off := r.Off; off < r.End(); off += block {
 			want := wantBlock(i, off/block, false)[:min(block, o.size-off)]
 			got := make([]byte, len(want))
@@ -186,7 +186,7 @@ func (h *history) checkpoint(i int) {
 	if err != nil || h.rotten[i] {
 		return
 	}
-	for _, r := range h.objects[i].PresentRanges(ondemand.Range{Len: h.sizes[i]}) {
+	for _, r := range h.objects[i].presence.Present(ondemand.Range{Len: h.sizes[i]}) {
 		for b := r.Off / block; b*block < r.End(); b++ {
 			h.kept[i][b] = true
 		}

@@ -96,18 +96,3 @@ func readPID(f io.ReaderAt) int {
 	}
 	return pid
 }
-
-// Holder is the pid that the lock file of the root dir names, and when that
-// instance last beat. It does not tell whether the instance still lives.
-func Holder(dir string) (pid int, lastBeat time.Time, err error) {
-	f, err := os.Open(filepath.Join(dir, lockName))
-	if err != nil {
-		return 0, time.Time{}, fmt.Errorf("read lock: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
-	if err != nil {
-		return 0, time.Time{}, fmt.Errorf("read lock: %w", err)
-	}
-	return readPID(f), st.ModTime(), nil
-}

@@ -89,9 +89,6 @@ func (o *Object) Missing(r ondemand.Range) []ondemand.Range { return o.presence.
 // Present is the number of bytes present.
 func (o *Object) Present() int64 { return o.presence.Bytes() }
 
-// PresentRanges returns the present parts of r, widened to blocks.
-func (o *Object) PresentRanges(r ondemand.Range) []ondemand.Range { return o.presence.Present(r) }
-
 // Complete tells whether every byte is present and durable in the data file.
 // The fill that brings the last missing block makes it so before it returns.
 func (o *Object) Complete() bool { return o.complete.Load() }

@@ -70,7 +70,7 @@ func mustFill(t testing.TB, o *Object, data []byte, r ondemand.Range) {
 // verifyPresent compares all that o claims with data.
 func verifyPresent(t testing.TB, o *Object, data []byte) {
 	t.Helper()
-	for _, r := range o.PresentRanges(ondemand.Range{Len: o.Size()}) {
+	for _, r := range o.presence.Present(ondemand.Range{Len: o.Size()}) {
 		got := make([]byte, r.Len)
 		if _, err := o.data.ReadAt(got, r.Off); err != nil {
 			t.Fatalf("read %v: %v", r, err)
