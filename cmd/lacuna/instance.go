@@ -103,7 +103,9 @@ func (a *app) settings() (daemon.Settings, error) {
 			Hint:    "use `lacuna daemon`", Exit: control.ExitUsage,
 		}
 	}
-	return daemon.ReadSettings(value)
+	s, err := daemon.ReadSettings(value)
+	s.Version = version // of this program, not of the one before the upgrade
+	return s, err
 }
 
 func (a *app) work(s daemon.Settings) error {

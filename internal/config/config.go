@@ -44,7 +44,8 @@ type Config struct {
 	Memory Size `toml:"memory"`
 	// ConnsPerHost bounds the connections to one server, 1 to 1024.
 	ConnsPerHost int `toml:"conns_per_host"`
-	// Deadline is how long a reader waits at most, 10ms or more.
+	// Deadline is how long a reader waits without any progress of what it
+	// waits for, 10ms or more.
 	Deadline Duration `toml:"deadline"`
 	// Stall is how long a source may send nothing before its request is
 	// given up and tried again, 10ms or more.

@@ -15,6 +15,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 // restore goes on with what the worker before has served, or, where nobody held
@@ -141,6 +142,21 @@ func shows(m mount.Mount, root, object string) (bool, error) {
 	return err == nil && os.SameFile(seen, own), err
 }
 
+// letOpen takes the asking for opens from a file that the worker before has
+// marked: ours would wait for an answer of our own, before anybody gives one.
+// Attaching the file asks again.
+func (i *Instance) letOpen(path string) (err error) {
+	file, err := sys.OpenPath(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if err := sys.FanotifyUnmarkOpens(i.group, file); !errors.Is(err, syscall.ENOENT) {
+		return err
+	}
+	return nil // it is not marked
+}
+
 // reattachLocked serves an attached file whose mount stands, without asking the source.
 func (i *Instance) reattachLocked(rec record) error {
 	id := ondemand.ObjectID(rec.Object)
@@ -155,6 +171,9 @@ func (i *Instance) reattachLocked(rec record) error {
 		}
 		if st.Size() != rec.Size {
 			return fmt.Errorf("object %s has %d bytes, not %d: %w", id.Short(), st.Size(), rec.Size, cache.ErrCorrupt)
+		}
+		if err := i.letOpen(i.root.Dir() + dataSuffix(rec.Object)); err != nil {
+			return err
 		}
 		cached, err := i.root.Object(id)
 		if err != nil {

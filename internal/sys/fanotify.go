@@ -15,6 +15,7 @@ import (
 // the information header, nor the range record, nor a denial with an errno.
 const (
 	FanPreAccess  = 0x00100000 // FAN_PRE_ACCESS
+	FanOpenPerm   = unix.FAN_OPEN_PERM
 	FanQOverflow  = unix.FAN_Q_OVERFLOW
 	metadataLen   = 24 // struct fanotify_event_metadata
 	infoHeaderLen = 4  // struct fanotify_event_info_header
@@ -43,17 +44,28 @@ func FanotifyInit() (*FD, error) {
 // FanotifyMark asks for pre-content events of the inode behind file, which may
 // be a descriptor opened with O_PATH.
 func FanotifyMark(group, file *FD) error {
-	return fanotifyMark(group, unix.FAN_MARK_ADD, file.Int())
+	return fanotifyMark(group, unix.FAN_MARK_ADD, file.Int(), FanPreAccess)
+}
+
+// FanotifyMarkOpens asks for events of each open(2) of the inode as well. An
+// open with O_PATH raises none.
+func FanotifyMarkOpens(group, file *FD) error {
+	return fanotifyMark(group, unix.FAN_MARK_ADD, file.Int(), FanPreAccess|FanOpenPerm)
+}
+
+// FanotifyUnmarkOpens takes back what FanotifyMarkOpens asked for more.
+func FanotifyUnmarkOpens(group, file *FD) error {
+	return fanotifyMark(group, unix.FAN_MARK_REMOVE, file.Int(), FanOpenPerm)
 }
 
 // FanotifyUnmark takes back FanotifyMark.
 func FanotifyUnmark(group, file *FD) error {
-	return fanotifyMark(group, unix.FAN_MARK_REMOVE, file.Int())
+	return fanotifyMark(group, unix.FAN_MARK_REMOVE, file.Int(), FanPreAccess|FanOpenPerm)
 }
 
-func fanotifyMark(group *FD, op uint, file int) error {
+func fanotifyMark(group *FD, op uint, file int, mask uint64) error {
 	// The path names the open file itself, whatever happened to its name.
-	err := unix.FanotifyMark(group.Int(), op, FanPreAccess, unix.AT_FDCWD, ProcPath(file))
+	err := unix.FanotifyMark(group.Int(), op, mask, unix.AT_FDCWD, ProcPath(file))
 	if err != nil {
 		return fmt.Errorf("change the pre-content mark: %w", err)
 	}

@@ -62,6 +62,10 @@ func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
 		e.answer(ErrNotAttached)
 		return
 	}
+	if ev.Mask&sys.FanOpenPerm != 0 {
+		f.opened(a, ev, e, inode)
+		return
+	}
 	r := extent(ev, a.object.Size())
 	if a.object.Has(r) {
 		a.hits.Add(1)
@@ -73,6 +77,11 @@ func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
 		e.answer(nil)
 		return
 	}
+	f.miss(a, ev, e, inode, r)
+}
+
+// miss enters the event into the in-flight table and the table of requests.
+func (f *FrontEnd) miss(a *attachment, ev sys.FanotifyEvent, e *openEvent, inode sys.Inode, r ondemand.Range) {
 	a.misses.Add(1)
 	if f.crowded && f.room() < 0 || ev.FD >= f.o.Inflight.Slots() {
 		e.answer(syscall.EAGAIN) // no room, or beyond what a successor could be told of

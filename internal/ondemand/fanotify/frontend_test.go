@@ -331,13 +331,13 @@ func TestFileThatIsNotAttachedIsDenied(t *testing.T) {
 func TestAttachErrors(t *testing.T) {
 	objs := objects(t, 2, 1<<16)
 	in := attach(t, prepare(t, Options{Table: tableOf(objs...)}), objs[0])
-	if err := in.fe.Attach(objs[1], objs[0].Path, nil); !errors.Is(err, ErrAttached) {
+	if err := in.fe.Attach(objs[1], objs[0].Path, nobody); !errors.Is(err, ErrAttached) {
 		t.Errorf("one file twice: %v", err)
 	}
-	if err := in.fe.Attach(objs[1], objs[1].Path+"-absent", nil); !errors.Is(err, os.ErrNotExist) {
+	if err := in.fe.Attach(objs[1], objs[1].Path+"-absent", nobody); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent file: %v", err)
 	}
-	if err := in.fe.Attach(objs[1], "/proc/self/maps", nil); err == nil {
+	if err := in.fe.Attach(objs[1], "/proc/self/maps", nobody); err == nil {
 		t.Error("a file of proc was attached")
 	}
 	if err := in.fe.Detach(objs[1].ID()); !errors.Is(err, ErrNotAttached) {
