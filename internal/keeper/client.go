@@ -219,12 +219,18 @@ func (c *Client) Barrier(ctx context.Context) error {
 	return closeErr
 }
 
-// sendLocked sends m with the descriptors raws to the keeper.
+// sendLocked sends m with the descriptors raws to the keeper. That it is lost is
+// no error: the next one is told everything that counts, and until then nobody
+// must end for it who may be the last to hold what readers sleep on.
 func (c *Client) sendLocked(m message, raws ...int) error {
 	if c.address == "" {
 		return ErrNoKeeper
 	}
-	return sys.SendDatagram(c.address, m.encode(), raws, sendLimit)
+	err := sys.SendDatagram(c.address, m.encode(), raws, sendLimit)
+	if err != nil && c.watch != nil && c.watch.isLost() {
+		return nil
+	}
+	return err
 }
 
 // KeeperPID is the keeper's pid.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -136,12 +135,9 @@ func (s *supervisor) execWith(numbers []int, memfd int) error {
 			return err
 		}
 	}
-	// A signal that comes before the new program listens would kill it. Blocked
-	// signals stay pending over execve, and the new program's Notify unblocks
-	// them (Go, runtime/signal_unix.go, ensureSigM).
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	restore, err := sys.BlockSignals(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	// A signal that comes before the new program listens, some milliseconds,
+	// would kill it. It is lost instead, and has to be sent again.
+	restore, err := sys.IgnoreSignals(syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
 	if err != nil {
 		return err
 	}

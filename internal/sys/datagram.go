@@ -3,7 +3,6 @@ package sys
 import (
 	"errors"
 	"fmt"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -101,29 +100,6 @@ func SameOpenFile(a, b int) (bool, error) {
 	}
 	return order == 0, nil
 }
-
-// BlockSignals keeps signals pending for the calling thread, over execve too,
-// and returns what takes that back. The caller has locked its goroutine to the
-// thread.
-func BlockSignals(sigs ...syscall.Signal) (restore func() error, err error) {
-	var set, old unix.Sigset_t
-	for _, s := range sigs {
-		n := uint(s - 1)
-		set.Val[n/wordBits] |= 1 << (n % wordBits)
-	}
-	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
-		return nil, fmt.Errorf("block signals: %w", err)
-	}
-	return func() error {
-		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err != nil {
-			return fmt.Errorf("restore the signal mask: %w", err)
-		}
-		return nil
-	}, nil
-}
-
-// wordBits is the width of a word of a signal set.
-const wordBits = 32 << (^uint(0) >> 63)
 
 // SendDatagram sends payload with duplicates of the descriptors raws to the
 // unix datagram socket at address. It waits at most seconds for room in the
