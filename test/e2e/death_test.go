@@ -157,6 +157,35 @@ func TestKeeperKilledWorkerStartsAnother(t *testing.T) {
 	a.wantGone()
 }
 
+func TestKeeperKilledWhileWorkerStarts(t *testing.T) {
+	rng, _ := newRand(t)
+	a := attachedToDaemon(t, "")
+	h := hold(t, a.file)
+	for range 6 {
+		before := a.status()
+		a.kill(before.WorkerPID)
+		eventually(t, 30*time.Second, func() error {
+			if pid := workerOf(before.KeeperPID); pid == 0 || pid == before.WorkerPID {
+				return errors.New("no worker")
+			}
+			return nil
+		})
+		pause(time.Duration(rng.Int64N(int64(150 * time.Millisecond))))
+		a.kill(before.KeeperPID)
+		h.wantPattern(stormSeed, a.missing(), 10000)
+		a.other(func(s control.Status) bool { return s.KeeperPID == before.KeeperPID })
+		a.wantAt(attachedSize - a.next)
+	}
+	if s := a.status(); len(s.Unguarded) > 0 {
+		t.Errorf("unguarded: %+v", s.Unguarded)
+	}
+	h.close()
+	if err := syscall.Kill(a.status().KeeperPID, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	a.wantGone()
+}
+
 func TestKeeperKilledForegroundStops(t *testing.T) {
 	a := attachedInForeground(t, "")
 	a.wantMissing()

@@ -115,7 +115,11 @@ func (i *instance) cleanUp() {
 		<-i.ended
 	}
 	if i.t.Failed() {
-		i.t.Logf("log of the instance:\n%s", tail(i.log.String(), 60))
+		ended := "was not started"
+		if i.keeper != nil {
+			ended = i.keeper.ProcessState.String()
+		}
+		i.t.Logf("the first keeper: %s; log of the instance:\n%s", ended, tail(i.log.String(), 60))
 	}
 	if err := os.RemoveAll(i.dir); err != nil {
 		i.t.Error(err)
@@ -249,10 +253,16 @@ func (i *instance) status() control.Status {
 	return s
 }
 
-// workerOf is the worker that runs below the keeper now, 0: none.
-func (i *instance) worker() int {
-	for _, pid := range childrenOf(i.keeper.Process.Pid) {
-		return pid
+// worker is the worker that runs below the keeper now, 0: none. A keeper that
+// upgrades has another child for a moment.
+func (i *instance) worker() int { return workerOf(i.keeper.Process.Pid) }
+
+func workerOf(keeper int) int {
+	for _, pid := range childrenOf(keeper) {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && strings.HasSuffix(string(line), "\x00worker\x00") {
+			return pid
+		}
 	}
 	return 0
 }

@@ -136,10 +136,16 @@ func TestUpgradeUnderReaders(t *testing.T) {
 	w := newWeather(t)
 	w.strikeTimes(upgrades, func() {
 		before := w.waitWorker(0)
-		w.replaceBinary()
-		w.signal(syscall.SIGHUP)
+		for range 1 + w.rng.IntN(3) { // the next one may come while the last is under way
+			w.replaceBinary()
+			w.signal(syscall.SIGHUP)
+			pause(time.Duration(w.rng.Int64N(int64(60 * time.Millisecond))))
+		}
 		w.waitWorker(before)
 	})
+	if pid := w.status().KeeperPID; pid != w.keeper.Process.Pid {
+		t.Errorf("the keeper is %d, and was %d", pid, w.keeper.Process.Pid)
+	}
 	w.judge(fmt.Sprintf("binary replaced and SIGHUP %d times under 16 readers", upgrades))
 }
 
