@@ -149,32 +149,34 @@ EXIT STATUS
 
 // Run is the verb.
 func (c *detachCmd) Run(a *app) error {
-	ctx, stop := interruptible()
-	defer stop()
-	client, err := a.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
 	path, err := filepath.Abs(c.File)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", c.File, err)
 	}
-	if c.Hydrate {
-		if err := a.hydrate(ctx, client, path); err != nil {
-			return err
+	return a.ask(func(ctx context.Context, client *control.Client) error {
+		if c.Hydrate {
+			if err := a.hydrate(ctx, client, path); err != nil {
+				return err
+			}
 		}
-	}
-	return client.Detach(ctx, control.DetachRequest{Path: path, Hydrate: c.Hydrate})
+		return client.Detach(ctx, control.DetachRequest{Path: path, Hydrate: c.Hydrate})
+	})
 }
 
-// dial connects to the instance that must be there.
-func (a *app) dial(ctx context.Context) (*control.Client, error) {
+// ask connects to the instance, which must be there, and has do talk to it.
+func (a *app) ask(do func(context.Context, *control.Client) error) error {
 	cfg, err := a.config()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return control.Dial(ctx, cfg.Socket)
+	ctx, stop := interruptible()
+	defer stop()
+	client, err := control.Dial(ctx, cfg.Socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return do(ctx, client)
 }
 
 // bindCmd serves a directory to an external daemon.
@@ -265,18 +267,11 @@ EXIT STATUS
 
 // Run is the verb.
 func (c *hydrateCmd) Run(a *app) error {
-	ctx, stop := interruptible()
-	defer stop()
-	client, err := a.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
 	path, err := filepath.Abs(c.File)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", c.File, err)
 	}
-	return a.hydrate(ctx, client, path)
+	return a.ask(func(ctx context.Context, client *control.Client) error { return a.hydrate(ctx, client, path) })
 }
 
 func (a *app) hydrate(ctx context.Context, client *control.Client, path string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -42,21 +43,16 @@ EXIT STATUS
 
 // Run is the verb.
 func (c *statusCmd) Run(a *app) error {
-	ctx, stop := interruptible()
-	defer stop()
-	client, err := a.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	s, err := client.Status(ctx)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return a.printJSON(s)
-	}
-	return a.print("%s", statusText(s, time.Now()))
+	return a.ask(func(ctx context.Context, client *control.Client) error {
+		s, err := client.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return a.printJSON(s)
+		}
+		return a.print("%s", statusText(s, time.Now()))
+	})
 }
 
 func statusText(s control.Status, now time.Time) string {
