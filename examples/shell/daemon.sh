@@ -28,9 +28,11 @@ if [ "${LACUNA_DAEMON:-}" != connected ]; then
 	exec socat "UNIX-CONNECT:$1,type=5" 'SYSTEM:exec sh "$LACUNA_SCRIPT",type=5'
 fi
 
+# Without a name it goes with this script, however that ends.
 message=$(mktemp) || exit 1
-trap 'rm -f "$message"' EXIT
-trap 'exit 1' HUP INT TERM PIPE
+exec 4<>"$message"
+rm "$message"
+message=/dev/fd/4
 
 # fill ID OFF LEN NAME: copies whole blocks of 4096 bytes, the last one being cut
 # by the end of the source. conv=notrunc: the file must keep its size.
