@@ -131,13 +131,16 @@ func shows(m mount.Mount, root, object string) (bool, error) {
 	if !strings.HasSuffix(m.Root, dataSuffix(object)) {
 		return false, nil
 	}
-	seen, err := os.Stat(m.Point)
-	if err != nil {
-		return false, err
-	}
 	own, err := os.Stat(root + dataSuffix(object))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	seen, err := os.Stat(m.Point)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // unmounted since it was listed
 	}
 	return err == nil && os.SameFile(seen, own), err
 }
