@@ -203,6 +203,9 @@ func (s *supervisor) stop() *ending {
 	return &ending{clean: true}
 }
 
+// handOverAgain is how often a worker is asked to hand over until it does.
+const handOverAgain = 200 * time.Millisecond
+
 // leave sends sig to the worker and waits until it has ended, killing it after
 // limit, which it reports. A SIGTERM that comes meanwhile ends the waiting where
 // interrupted says so; where it is nil the worker is sent sig again.
@@ -211,10 +214,19 @@ func (s *supervisor) leave(sig syscall.Signal, limit time.Duration, interrupted 
 	late, cancel := s.opt.clock.after(limit)
 	defer cancel()
 	err := w.signal(sig)
+	var again <-chan time.Time
+	if sig == syscall.SIGUSR1 { // a worker that has just started does not listen yet, and drops it
+		ticker := time.NewTicker(handOverAgain)
+		defer ticker.Stop()
+		again = ticker.C
+	}
 	for err == nil {
 		select {
 		case <-w.dead:
 			return false
+		case <-again:
+			err = w.signal(sig)
+			continue
 		case got := <-s.signals:
 			if got == syscall.SIGHUP {
 				defer s.requeue(got) // due once the worker is gone
