@@ -13,6 +13,7 @@ const (
 	upgrades      = 200
 	bindKills     = 50
 	bindWorkerEnd = 20
+	attachedFiles = 2000
 )
 
 // realFile makes the file that nginx serves: Debian's kernel source where it

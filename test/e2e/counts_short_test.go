@@ -8,6 +8,7 @@ const (
 	upgrades      = 20
 	bindKills     = 10
 	bindWorkerEnd = 20
+	attachedFiles = 500
 )
 
 // realFile makes the file that nginx serves.

@@ -127,7 +127,6 @@ func TestTerabyteObject(t *testing.T) {
 }
 
 func TestManyAttachedFiles(t *testing.T) {
-	const files = 2000
 	i := newInstance(t, "")
 	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), 1<<20)
 	i.startDaemon()
@@ -167,7 +166,7 @@ func TestManyAttachedFiles(t *testing.T) {
 	}
 	round(0, 10) // connections and the like are there from then on
 	fds, rss := descriptorsOf(t, worker), residentOf(t, worker)
-	round(10, 10+files)
+	round(10, 10+attachedFiles)
 	after := descriptorsOf(t, worker)
 	t.Logf("descriptors %d, then %d; resident %d MiB, then %d MiB", fds, after, rss>>20, residentOf(t, worker)>>20)
 	if after > fds+8 {
