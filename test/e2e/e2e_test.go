@@ -47,7 +47,7 @@ func (r run) Run() (status int) {
 		err = build(place.binary)
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
+		fmt.Fprintln(os.Stderr, "e2e:", errors.Join(err, os.RemoveAll(dir)))
 		return 1
 	}
 	status = r.m.Run()
