@@ -72,5 +72,6 @@ const (
 // events that can be open: one descriptor each.
 const descriptors = 1 << 17
 
-// reserved descriptors are never given to events.
-const reserved = 1 << 14
+// reserved descriptors are neither for events nor for objects: connections, files
+// that are open for a moment.
+const reserved = 1 << 10

@@ -90,6 +90,7 @@ func (f *FrontEnd) Adopt(l *Legacy) error {
 		return errors.New("adopt: events were adopted before")
 	}
 	f.adopted = true
+	f.raised.Store(true)
 	// All stand in slots before the buffer, which Serve wipes, is used again.
 	for _, ev := range l.events {
 		f.o.Inflight.enter(ev)

@@ -36,9 +36,10 @@ type Options struct {
 	Inflight *Inflight
 	// Table takes the misses.
 	Table *ondemand.Table
-	// Descriptors is how many events may be unanswered at once; each holds
-	// a descriptor. More readers wait in the kernel's queue; where nothing
-	// is answered for a second, they get EAGAIN.
+	// Descriptors is how many descriptors events and attached objects may
+	// hold together: an unanswered event one, an object PerObject. More
+	// readers wait in the kernel's queue. Where a fill may itself need an
+	// event to be read, they get EAGAIN once nothing is answered for a second.
 	Descriptors int
 	// OnError is told what no reader can be told, nil: dropped.
 	OnError func(error)
@@ -57,19 +58,26 @@ type FrontEnd struct {
 	attached map[sys.Inode]*attachment
 
 	open    atomic.Int64 // events taken and not answered
+	objects atomic.Int64 // in attached
 	starved atomic.Bool  // the reading loop waits for open to fall
 	answers sync.WaitGroup
 	burst   burst
 	adopted bool
-	crowded bool // Serve's own: see stall
+	raised  atomic.Bool // fills may raise events: see stall
+	crowded bool        // Serve's own: see stall
 }
 
 // stall is how long Serve waits for an answer when there are as many unanswered
-// events as there may be. The answer that it waits for may itself need an event
-// to be read: that of a fill's write. So after that time it reads on, lets
-// through what need not sleep and denies other reads with EAGAIN, until there is
-// room again.
+// events as there may be, before it looks whether waiting can help. Where files
+// are filled by their path, or were marked before this process opened them, the
+// answer that it waits for may need an event to be read: that of a fill's write.
+// Then it reads on, lets through what need not sleep and denies other reads with
+// EAGAIN, until there is room again. Elsewhere the table's deadline makes room.
 const stall = time.Second
+
+// PerObject is how many descriptors an attached object is reckoned to hold here
+// and in the cache, that of its mark included.
+const PerObject = 5
 
 // attachment is one marked file.
 type attachment struct {
@@ -150,6 +158,7 @@ func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid i
 	}
 	// Known before marked: an event for an unknown file is denied.
 	f.attached[inode] = a
+	defer f.countLocked()
 	if object.Complete() {
 		// One that a process before this one has left would never go.
 		err := sys.FanotifyUnmark(f.o.Group, file)
@@ -169,6 +178,9 @@ func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid i
 		return errors.Join(fmt.Errorf("attach %s: %w", path, err), file.Close())
 	}
 	a.marked.Store(true)
+	if exempt != nil {
+		f.raised.Store(true)
+	}
 	return nil
 }
 
@@ -187,6 +199,7 @@ func (f *FrontEnd) Detach(id ondemand.ObjectID) error {
 	if f.attached[a.inode] == a {
 		delete(f.attached, a.inode)
 	}
+	f.countLocked()
 	f.mu.Unlock()
 	// A read that had been looked up before the deletion may have entered
 	// the table after the flush, or is about to: then submit flushes it.
@@ -195,6 +208,8 @@ func (f *FrontEnd) Detach(id ondemand.ObjectID) error {
 	a.events.Wait()
 	return errors.Join(err, a.file.Close())
 }
+
+func (f *FrontEnd) countLocked() { f.objects.Store(int64(len(f.attached))) }
 
 func (f *FrontEnd) flush(a *attachment) {
 	id := a.object.ID()
@@ -323,21 +338,20 @@ func (f *FrontEnd) waitForRoom(ctx context.Context) bool {
 		f.crowded = false
 		return true
 	}
-	var stalled <-chan time.Time
+	var stalled *time.Ticker
 	for f.room() <= 0 && !f.crowded {
 		f.starved.Store(true)
 		if f.room() > 0 {
 			break // an answer came in between
 		}
 		if stalled == nil {
-			timer := time.NewTimer(stall)
-			defer timer.Stop()
-			stalled = timer.C
+			stalled = time.NewTicker(stall)
+			defer stalled.Stop()
 		}
 		select {
 		case <-f.answered:
-		case <-stalled:
-			f.crowded = true
+		case <-stalled.C:
+			f.crowded = f.raised.Load()
 		case <-ctx.Done():
 			return false
 		}
@@ -345,8 +359,11 @@ func (f *FrontEnd) waitForRoom(ctx context.Context) bool {
 	return true
 }
 
-// room is how many more events may be taken.
-func (f *FrontEnd) room() int { return f.o.Descriptors - int(f.open.Load()) }
+// room is how many more events may be taken. However many objects there are,
+// there is one for events.
+func (f *FrontEnd) room() int {
+	return max(f.o.Descriptors-PerObject*int(f.objects.Load()), 1) - int(f.open.Load())
+}
 
 // window is the part of the shared buffer that may be read into now, so that no
 // more events are taken than there are descriptors for. There is room for one.

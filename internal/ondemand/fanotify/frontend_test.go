@@ -192,7 +192,7 @@ func TestOwnWritesAreLetThrough(t *testing.T) {
 
 func TestFewDescriptorsManyReaders(t *testing.T) {
 	o := objects(t, 1, 1<<20)[0]
-	attach(t, prepare(t, Options{Table: tableOf(o), Descriptors: 4}).serve(), o)
+	attach(t, prepare(t, Options{Table: tableOf(o), Descriptors: PerObject + 4}).serve(), o)
 	reader := ondemandtest.StartReader(t)
 	var results []<-chan ondemandtest.Result
 	for i := range int64(100) {
@@ -206,7 +206,7 @@ func TestFewDescriptorsManyReaders(t *testing.T) {
 // The fills of the reads that have all descriptors wait for events of their own.
 func TestStalledFillsAreReadPast(t *testing.T) {
 	o := objects(t, 1, 1<<20)[0]
-	attach(t, prepare(t, Options{Table: newTable(lateWriter(o)), Descriptors: 2}).serve(), o)
+	attach(t, prepare(t, Options{Table: newTable(lateWriter(o)), Descriptors: PerObject + 2}).serve(), o)
 	reader := ondemandtest.StartReader(t)
 	var results []<-chan ondemandtest.Result
 	for i := range int64(8) {
