@@ -130,9 +130,10 @@ type detachCmd struct {
 func (detachCmd) Help() string {
 	return `FILE|DIR is an attached file or a bound directory. What was fetched stays in
 the cache for the next attach of the same source. A file that a process has
-open stays attached. An empty file that was covered is there again; otherwise
-the name is free. The files of a bound directory are ordinary sparse files
-afterwards, and their holes read as zeros.
+open stays attached, and a directory stays bound while a process other than its
+daemon has an incomplete file of it open. An empty file that was covered is
+there again; otherwise the name is free. The files of a bound directory are
+ordinary sparse files afterwards, and their holes read as zeros.
 
   # lacuna detach --hydrate /mnt/big.iso
   # ls -l /mnt/big.iso

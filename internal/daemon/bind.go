@@ -180,14 +180,22 @@ func (i *Instance) detachObjects(objects []*devnode.Object) error {
 	return errors.Join(errs...)
 }
 
-// unbind ends the serving of a directory. Its files are ordinary sparse files
-// from then on.
+// unbind ends the serving of a directory, unless somebody has one of its incomplete
+// files open. They are ordinary sparse files from then on.
 func (i *Instance) unbind(path string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	b := i.bound[path]
 	if b == nil {
 		return refuse(control.ExitError, "`lacuna status` lists what is bound", "%s is not bound", path)
+	}
+	users, err := i.boundUsers(b)
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", path, err)
+	}
+	if len(users) > 0 {
+		return refuse(control.ExitInUse, "let them close it, then detach again: without the mark its holes would read as zeros",
+			"detach %s: in use: %s", path, some(users))
 	}
 	return i.unbindLocked(b)
 }

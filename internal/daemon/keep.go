@@ -56,7 +56,7 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 			if len(held[fdLock]) == 0 {
 				return nil // the root never was ours: what is mounted there is another instance's
 			}
-			return Leftovers(s.Config.Root)
+			return Leftovers(s.Config.Root, held)
 		},
 	})
 }

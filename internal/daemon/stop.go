@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/keeper"
 	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -22,7 +23,8 @@ const busyPoll = 200 * time.Millisecond
 const busyWait = 20 * time.Second
 
 // stop takes everything down: bound directories, then mounts. A file that is in
-// use keeps its mount and is served on, for wait at most, 0: until it is free.
+// use keeps its mount or its mark and is served on, for wait at most, 0: until it
+// is free.
 // The error says what stands even then: the group must not be closed yet.
 func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 	if wait > 0 {
@@ -32,18 +34,14 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 	}
 	i.mu.Lock()
 	i.stopping = true
-	var errs []error
-	for _, b := range i.bound {
-		errs = append(errs, i.unbindLocked(b))
-	}
 	i.mu.Unlock()
 	tick := time.NewTicker(busyPoll)
 	defer tick.Stop()
 	told := make(map[string]bool)
 	for {
-		left, err := i.unmountAll()
+		left, err := i.takeDownAll()
 		if len(left) == 0 {
-			return errors.Join(append(errs, err)...)
+			return err
 		}
 		for _, l := range left {
 			if !told[l] {
@@ -54,16 +52,27 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return errors.Join(append(errs, err, fmt.Errorf("still in use: %s: missing data is denied until that ends", strings.Join(left, "; ")))...)
+			return errors.Join(err, i.leaveBound(), fmt.Errorf("still in use: %s: missing data is denied until that ends", strings.Join(left, "; ")))
 		}
 	}
 }
 
-// unmountAll takes down what can be, and tells what is in use.
-func (i *Instance) unmountAll() (left []string, err error) {
+// takeDownAll takes down what can be, and tells what is in use.
+func (i *Instance) takeDownAll() (left []string, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	var errs []error
+	for path, b := range i.bound {
+		users, err := i.boundUsers(b)
+		switch {
+		case err != nil:
+			left = append(left, fmt.Sprintf("%s: %v", path, err))
+		case len(users) > 0:
+			left = append(left, fmt.Sprintf("%s: %s", path, some(users)))
+		default:
+			errs = append(errs, i.unbindLocked(b))
+		}
+	}
 	for path, f := range i.files {
 		if f.object == nil {
 			continue // its attach is going on, and fails
@@ -80,14 +89,27 @@ func (i *Instance) unmountAll() (left []string, err error) {
 	if len(left) > 0 {
 		return left, errors.Join(errs...)
 	}
-	left, err = takeDown(i.root.Dir(), i.client.KeeperPID())
+	left, err = takeDown(i.root.Dir(), i.held, i.client.KeeperPID())
 	return left, errors.Join(append(errs, err)...)
 }
 
+// leaveBound leaves the bound directories that are in use to the keeper, which
+// denies: nobody connects to their devnodes any more.
+func (i *Instance) leaveBound() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var errs []error
+	for _, b := range i.bound {
+		errs = append(errs, b.server.Unlink())
+	}
+	return errors.Join(errs...)
+}
+
 // Leftovers takes down what an instance that is gone has left below root, as
-// its keeper must before it lets go of the group. The error says what stands.
-func Leftovers(root string) error {
-	left, err := takeDown(root)
+// its keeper, which has held, must before it lets go of the group. The error
+// says what stands.
+func Leftovers(root string, held keeper.Held) error {
+	left, err := takeDown(root, held)
 	if len(left) > 0 {
 		err = errors.Join(err, fmt.Errorf("still in use: %s", strings.Join(left, "; ")))
 	}
@@ -97,7 +119,7 @@ func Leftovers(root string) error {
 // takeDown unmounts every mount here that shows data of root's objects, undoes
 // what the records say, and tells what could still read a hole: mounts and
 // processes. What cannot be undone otherwise does not keep it from the rest.
-func takeDown(root string, except ...int) (left []string, err error) {
+func takeDown(root string, held keeper.Held, except ...int) (left []string, err error) {
 	data, err := dataFiles(root)
 	if err != nil {
 		return nil, err
@@ -124,6 +146,8 @@ func takeDown(root string, except ...int) (left []string, err error) {
 	for _, u := range users {
 		left = append(left, "process "+u.String())
 	}
+	bound, boundErr := boundLeft(root, held, except...)
+	left, err = append(left, bound...), errors.Join(err, boundErr)
 	if len(left) > 0 || err != nil {
 		return left, err
 	}

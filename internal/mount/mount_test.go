@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -160,7 +161,7 @@ func TestBoundFileIsListedAndItsUsersAreFound(t *testing.T) {
 	for _, how := range []string{"open", "map"} {
 		user, stop := startUser(t, how, target)
 		users, err := Users(files)
-		if err != nil || len(users) != 1 || users[0].PID != user || users[0].Name != "mount.test" {
+		if err != nil || len(users) != 1 || users[0].PID != user || users[0].Name != "mount.test" || !slices.Equal(users[0].Open, []sys.Inode{inode}) {
 			t.Errorf("%s: %v, %v, want %d", how, users, err, user)
 		}
 		if users, err := Users(files, user); err != nil || len(users) != 0 {

@@ -19,6 +19,8 @@ import (
 type User struct {
 	PID  int
 	Name string
+	// Open are those of the files that it has open or mapped.
+	Open []sys.Inode
 	// Elsewhere: the file is mounted in this process's mount namespace.
 	Elsewhere bool
 }
@@ -53,7 +55,7 @@ func Users(files map[sys.Inode]bool, except ...int) ([]User, error) {
 			continue
 		}
 		dir := filepath.Join("/proc", p.Name())
-		uses, err := usesAny(dir, files)
+		open, err := usedOf(dir, files)
 		if err != nil && !passed(err) {
 			return nil, fmt.Errorf("look for users: %w", err)
 		}
@@ -62,8 +64,8 @@ func Users(files map[sys.Inode]bool, except ...int) ([]User, error) {
 			namespaces[ns] = true
 			elsewhere = mountsAny(dir, files)
 		}
-		if uses || elsewhere {
-			users = append(users, User{PID: pid, Name: nameOf(dir), Elsewhere: elsewhere})
+		if len(open) > 0 || elsewhere {
+			users = append(users, User{PID: pid, Name: nameOf(dir), Open: open, Elsewhere: elsewhere})
 		}
 	}
 	return users, nil
@@ -82,27 +84,26 @@ func nameOf(dir string) string {
 	return strings.TrimSpace(string(b))
 }
 
-func usesAny(dir string, files map[sys.Inode]bool) (bool, error) {
-	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
-	if err != nil {
-		return false, err
-	}
-	for _, fd := range fds {
-		// A stat through the link raises no event.
-		if st, err := os.Stat(filepath.Join(dir, "fd", fd.Name())); err == nil && files[inodeOf(st)] {
-			return true, nil
+// usedOf returns those of the files that the process has open or mapped. With an
+// error it may have more of them.
+func usedOf(dir string, files map[sys.Inode]bool) (open []sys.Inode, err error) {
+	for _, kind := range []string{"fd", "map_files"} {
+		names, err := os.ReadDir(filepath.Join(dir, kind))
+		if err != nil {
+			return open, err
+		}
+		for _, name := range names {
+			// A stat through the link raises no event.
+			st, err := os.Stat(filepath.Join(dir, kind, name.Name()))
+			if err != nil {
+				continue // closed meanwhile
+			}
+			if inode := inodeOf(st); files[inode] && !slices.Contains(open, inode) {
+				open = append(open, inode)
+			}
 		}
 	}
-	maps, err := os.ReadDir(filepath.Join(dir, "map_files"))
-	if err != nil {
-		return false, err
-	}
-	for _, m := range maps {
-		if st, err := os.Stat(filepath.Join(dir, "map_files", m.Name())); err == nil && files[inodeOf(st)] {
-			return true, nil
-		}
-	}
-	return false, nil
+	return open, nil
 }
 
 // mountsAny tells whether one of the files is mounted where the process lives.

@@ -28,6 +28,7 @@ const (
 	lies   = "lies" // says done and writes nothing
 	sleeps = "sleeps"
 	fails  = "fails" // with ENOSPC
+	keeps  = "keeps" // fills, and leaves the file open to read and write
 )
 
 type daemonOrder struct {
@@ -85,6 +86,11 @@ func (o daemonOrder) answer(c *devnode.Client, q devnode.Request) error {
 		return nil
 	case fails:
 		return c.Fail(q.ID, syscall.ENOSPC)
+	case keeps:
+		if _, err := syscall.Open(o.Dir+"/"+q.Path, syscall.O_RDWR, 0); err != nil {
+			return err
+		}
+		fallthrough
 	case fills:
 		f, err := os.OpenFile(o.Dir+"/"+q.Path, os.O_WRONLY, 0)
 		if err != nil {

@@ -9,10 +9,10 @@ import (
 )
 
 // waitBusy waits until a stopping instance has found the file in use.
-func (a *attached) waitBusy() {
-	a.t.Helper()
-	eventually(a.t, 10*time.Second, func() error {
-		if !strings.Contains(a.log.String(), "waiting for what is in use") {
+func (i *instance) waitBusy() {
+	i.t.Helper()
+	eventually(i.t, 10*time.Second, func() error {
+		if !strings.Contains(i.log.String(), "waiting for what is in use") {
 			return errors.New("it does not say that the file is in use")
 		}
 		return nil

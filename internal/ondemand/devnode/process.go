@@ -9,8 +9,8 @@ import (
 // maxDepth bounds the walk up the process tree.
 const maxDepth = 1024
 
-// isBelow tells whether pid is ancestor or descends from it.
-func isBelow(pid, ancestor int) bool { return descends(pid, ancestor, parentOf) }
+// IsBelow tells whether the process pid is ancestor or descends from it.
+func IsBelow(pid, ancestor int) bool { return descends(pid, ancestor, parentOf) }
 
 // descends walks up from pid twice. While a process lives, its parent's number
 // changes only when that parent ends; so what the second walk finds unchanged

@@ -183,6 +183,10 @@ func (s *Server) accept(ctx context.Context, sessions *sync.WaitGroup) error {
 	}
 }
 
+// Unlink removes the socket's file, if it is still the Server's: no daemon comes
+// any more. Who is connected stays, and Close does the rest.
+func (s *Server) Unlink() error { return s.unlink() }
+
 // Close ends everything: pending requests are flushed and later ones fail, the
 // daemon is disconnected, the socket's file is removed. It returns when
 // nothing of the Server runs any more. A second call does nothing.
@@ -252,7 +256,7 @@ func (s *Server) IsDaemon(pid int) bool {
 	c := s.session
 	bound := c != nil && c.bound
 	s.mu.Unlock()
-	if !bound || pid <= 0 || !isBelow(pid, c.peer.PID) {
+	if !bound || pid <= 0 || !IsBelow(pid, c.peer.PID) {
 		return false
 	}
 	// The number is the daemon's as long as the process has not ended: asked
