@@ -173,8 +173,11 @@ var (
 // Limits of what is accepted. Beyond them a layer is refused with ErrLimit, so
 // that what a stranger sends takes bounded memory and time.
 const (
-	// MaxEntries bounds the entries of a layer, and separately its chunks.
+	// MaxEntries bounds the entries of a layer with the directories that their
+	// paths imply, and separately its chunks.
 	MaxEntries = 5_000_000
+	// MaxText bounds the sum of all names, link targets and extended attributes.
+	MaxText = 512 << 20
 	// MaxName is the longest path in bytes, PATH_MAX without its NUL, and
 	// MaxComponent the longest component, NAME_MAX (linux/limits.h). MaxName holds for
 	// the targets of symlinks too.
