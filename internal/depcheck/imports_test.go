@@ -104,6 +104,10 @@ var rules = []rule{
 	{from: "source"},
 	// The suite tries itself on real leaves.
 	{from: "source/sourcetest", may: []string{"source"}, tests: []string{"source/..."}},
+	// What the sources over HTTP share.
+	{from: "source/ranged", may: []string{"source"}},
+	{from: "source/httprange", may: []string{"source", "source/ranged"}},
+	{from: "source/oci/...", may: []string{"source", "source/ranged", "source/oci/..."}, tests: []string{"source/..."}},
 	{from: "source/...", may: []string{"source"}},
 	{from: "cache/...", may: []string{"cache/...", "ondemand", "sys"}},
 	{from: "toc"},
@@ -184,7 +188,7 @@ func TestImportDirection(t *testing.T) {
 var owners = map[string][]string{
 	"golang.org/x/sys":                {"sys"},
 	"github.com/alecthomas/kong":      {"cmd/lacuna"},
-	"github.com/pelletier/go-toml":    {"config"},
+	"github.com/pelletier/go-toml":    {"config", "source/oci/hosts"},
 	"github.com/rogpeppe/go-internal": nil,
 	"pgregory.net/rapid":              {"ondemand/ondemandtest", "source/sourcetest"},
 	"go.uber.org/goleak":              {"ondemand/ondemandtest", "source/sourcetest", "leaktest"},

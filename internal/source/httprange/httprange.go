@@ -29,7 +29,11 @@ import (
 	"sync/atomic"
 
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/ranged"
 )
+
+// StatusError is an answer that is neither the bytes nor a redirect.
+type StatusError = ranged.StatusError
 
 type blob struct {
 	url        *url.URL // as given, without user name and password
@@ -40,8 +44,8 @@ type blob struct {
 	id         source.Identity
 	sequential bool
 
-	target    atomic.Pointer[url.URL] // where url redirected to last; nil: unknown
-	noIfRange atomic.Bool             // the server does not understand If-Range
+	redirects ranged.Redirects
+	noIfRange atomic.Bool // the server does not understand If-Range
 
 	life context.Context // ends when the blob is closed
 	end  context.CancelFunc
@@ -91,6 +95,8 @@ func newBlob(rawURL string, opts Options) (*blob, error) {
 		b.transport, b.own = NewTransport(opts), true
 	}
 	b.life, b.end = context.WithCancel(context.Background())
+	b.redirects.Origin = func(ctx context.Context, h http.Header) (*ranged.Answer, error) { return b.send(ctx, b.url, h) }
+	b.redirects.Target = b.send
 	return b, nil
 }
 
@@ -130,14 +136,14 @@ func (b *blob) readRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		return nil, os.ErrClosed
 	}
 	if b.sequential {
-		return b.request(ctx, want{off: off, n: n})
+		return b.request(ctx, ranged.Want{Off: off, N: n})
 	}
-	w := want{off: off, n: n, ranged: true, ifRange: isStrong(b.id.Validator) && !b.noIfRange.Load()}
+	w := ranged.Want{Off: off, N: n, Ranged: true, IfRange: ranged.IsStrong(b.id.Validator) && !b.noIfRange.Load()}
 	body, err := b.request(ctx, w)
-	if !errors.Is(err, errIfRangeIgnored) {
+	if !errors.Is(err, ranged.ErrIfRangeIgnored) {
 		return body, err
 	}
-	w.ifRange = false
+	w.IfRange = false
 	body, err = b.request(ctx, w)
 	if err == nil {
 		b.noIfRange.Store(true)
@@ -145,36 +151,29 @@ func (b *blob) readRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	return body, err
 }
 
-// want is what one request is for.
-type want struct {
-	off, n  int64
-	ranged  bool // ask with Range; otherwise for the whole file, off is 0
-	ifRange bool // ask with If-Range
-}
-
-func (w want) header(id source.Identity) http.Header {
-	h := http.Header{}
-	if w.ranged {
-		h.Set("Range", fmt.Sprintf("bytes=%d-%d", w.off, w.off+w.n-1))
-	}
-	if w.ifRange {
-		h.Set("If-Range", id.Validator)
-	}
-	return h
-}
-
 // request sends one request and returns the body of its response, checked so
-// far that its first w.n bytes are those of the range.
-func (b *blob) request(ctx context.Context, w want) (io.ReadCloser, error) {
-	resp, err := b.get(ctx, w.header(b.id))
+// far that its first w.N bytes are those of the range.
+func (b *blob) request(ctx context.Context, w ranged.Want) (io.ReadCloser, error) {
+	resp, err := b.redirects.Get(ctx, w.Header(b.id))
 	if err != nil {
 		return nil, err
 	}
-	length, err := checkResponse(resp.Response, w, b.id)
+	length, err := ranged.CheckResponse(resp.Response, w, b.id)
 	if err != nil {
-		b.target.Store(nil) // a redirect to the wrong file is asked for anew
-		return nil, resp.refuse(err)
+		b.redirects.Forget() // a redirect to the wrong file is asked for anew
+		return nil, resp.Refuse(err)
 	}
-	resp.body.expect(length, resp.ContentLength >= 0)
-	return resp.body, nil
+	resp.Expect(length)
+	return resp.Body, nil
+}
+
+// inContext adds to err what was done, and the blob's URL unless err names the
+// URL that answered, which may be where the blob's redirects to.
+func (b *blob) inContext(what string, err error) error {
+	var status *StatusError
+	var request *ranged.RequestError
+	if errors.As(err, &status) || errors.As(err, &request) {
+		return fmt.Errorf("%s %w", what, err)
+	}
+	return fmt.Errorf("%s %s: %w", what, b.name(), err)
 }

@@ -2,10 +2,11 @@ package httprange
 
 import (
 	"crypto/tls"
-	"net"
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/lacunafs/lacuna/internal/source/ranged"
 )
 
 // Options say how a server is spoken to. The zero value is good.
@@ -44,41 +45,16 @@ func (o Options) withDefaults() Options {
 	if o.UserAgent == "" {
 		o.UserAgent = "lacuna"
 	}
-	if o.ConnsPerHost <= 0 {
-		o.ConnsPerHost = 16
-	}
-	for d, standard := range map[*time.Duration]time.Duration{
-		&o.Stall: 30 * time.Second, &o.Connect: 10 * time.Second,
-		&o.TLSHandshake: 10 * time.Second, &o.ResponseHeader: 30 * time.Second,
-	} {
-		if *d <= 0 {
-			*d = standard
-		}
+	if o.Stall <= 0 {
+		o.Stall = ranged.DefaultStall
 	}
 	return o
 }
 
 // NewTransport makes connections for several blobs to share.
 func NewTransport(opts Options) *http.Transport {
-	opts = opts.withDefaults()
-	dialer := &net.Dialer{Timeout: opts.Connect}
-	return &http.Transport{
-		Proxy:                  opts.Proxy,
-		DialContext:            dialer.DialContext,
-		TLSClientConfig:        opts.TLS,
-		TLSHandshakeTimeout:    opts.TLSHandshake,
-		ResponseHeaderTimeout:  opts.ResponseHeader,
-		ForceAttemptHTTP2:      true, // own DialContext and TLS settings switch it off otherwise
-		DisableCompression:     true, // ranges are ranges of the identity encoding
-		MaxConnsPerHost:        opts.ConnsPerHost,
-		MaxIdleConnsPerHost:    opts.ConnsPerHost,
-		IdleConnTimeout:        60 * time.Second,
-		MaxResponseHeaderBytes: 256 << 10,
-		ReadBufferSize:         64 << 10,
-		HTTP2: &http.HTTP2Config{
-			// A connection that died without a word is noticed by pings.
-			SendPingTimeout: 15 * time.Second,
-			PingTimeout:     15 * time.Second,
-		},
-	}
+	return ranged.NewTransport(ranged.Connections{
+		PerHost: opts.ConnsPerHost, Connect: opts.Connect, TLSHandshake: opts.TLSHandshake,
+		ResponseHeader: opts.ResponseHeader, TLS: opts.TLS, Proxy: opts.Proxy,
+	})
 }

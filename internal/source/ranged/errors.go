@@ -1,4 +1,4 @@
-package httprange
+package ranged
 
 import (
 	"crypto/tls"
@@ -84,17 +84,6 @@ func retryAfter(s string, now time.Time) time.Duration {
 		return max(at.Sub(now), 0)
 	}
 	return 0
-}
-
-// inContext adds to err what was done, and the blob's URL unless err names the
-// URL that answered, which may be where the blob's redirects to.
-func (b *blob) inContext(what string, err error) error {
-	var status *StatusError
-	var request *RequestError
-	if errors.As(err, &status) || errors.As(err, &request) {
-		return fmt.Errorf("%s %w", what, err)
-	}
-	return fmt.Errorf("%s %s: %w", what, b.name(), err)
 }
 
 // RequestError is a request that got no answer, or whose answer broke off. It

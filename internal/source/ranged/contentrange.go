@@ -1,4 +1,4 @@
-package httprange
+package ranged
 
 import (
 	"fmt"
@@ -6,15 +6,15 @@ import (
 	"strings"
 )
 
-// contentRange is a Content-Range header of unit bytes (RFC 9110 section 14.4).
-type contentRange struct {
+// ContentRange is a Content-Range header of unit bytes (RFC 9110 section 14.4).
+type ContentRange struct {
 	First, Last int64 // inclusive; both 0 where Unsatisfied
 	Size        int64 // of the whole file; -1: "*", not known
 	Unsatisfied bool  // "bytes */SIZE", which comes with status 416
 }
 
 // String is the header's canonical text.
-func (c contentRange) String() string {
+func (c ContentRange) String() string {
 	switch {
 	case c.Unsatisfied:
 		return fmt.Sprintf("bytes */%d", c.Size)
@@ -30,26 +30,26 @@ func (c contentRange) String() string {
 //
 // with first <= last < size, where the unit may be in any case (section 14.1)
 // and no number exceeds an int64. Anything else may not be guessed at: it says which bytes these are.
-func parseContentRange(s string) (contentRange, error) {
+func parseContentRange(s string) (ContentRange, error) {
 	bad := fmt.Errorf("malformed Content-Range %q", s[:min(len(s), 80)])
 	unit, rest, ok := strings.Cut(s, " ")
 	if !ok || !strings.EqualFold(unit, "bytes") {
-		return contentRange{}, bad
+		return ContentRange{}, bad
 	}
 	span, total, ok := strings.Cut(rest, "/")
 	if !ok {
-		return contentRange{}, bad
+		return ContentRange{}, bad
 	}
-	c := contentRange{Size: -1}
+	c := ContentRange{Size: -1}
 	if total != "*" {
 		if c.Size, ok = parseDigits(total); !ok {
-			return contentRange{}, bad
+			return ContentRange{}, bad
 		}
 	}
 	if span == "*" {
 		c.Unsatisfied = true
 		if c.Size < 0 {
-			return contentRange{}, bad
+			return ContentRange{}, bad
 		}
 		return c, nil
 	}
@@ -58,7 +58,7 @@ func parseContentRange(s string) (contentRange, error) {
 	c.First, ok1 = parseDigits(first)
 	c.Last, ok2 = parseDigits(last)
 	if !dash || !ok1 || !ok2 || c.First > c.Last || c.Size >= 0 && c.Last >= c.Size {
-		return contentRange{}, bad
+		return ContentRange{}, bad
 	}
 	return c, nil
 }

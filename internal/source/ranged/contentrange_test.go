@@ -1,4 +1,4 @@
-package httprange
+package ranged
 
 import (
 	"math"
@@ -10,7 +10,7 @@ import (
 )
 
 func TestContentRange(t *testing.T) {
-	for s, want := range map[string]contentRange{
+	for s, want := range map[string]ContentRange{
 		"bytes 0-0/1":     {Size: 1},
 		"bytes 5-9/*":     {First: 5, Last: 9, Size: -1},
 		"BYTES 1-2/3":     {First: 1, Last: 2, Size: 3},
@@ -37,7 +37,7 @@ func TestContentRange(t *testing.T) {
 
 func TestContentRangeRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		c := contentRange{Size: rapid.Int64Range(-1, math.MaxInt64).Draw(t, "size")}
+		c := ContentRange{Size: rapid.Int64Range(-1, math.MaxInt64).Draw(t, "size")}
 		if c.Size == 0 || c.Size > 0 && rapid.Bool().Draw(t, "unsatisfied") {
 			c.Unsatisfied = true
 		} else {
@@ -94,7 +94,7 @@ func TestStrongETag(t *testing.T) {
 		`"a"`: true, `""`: true, `W/"a"`: false, `"`: false, ``: false, `a`: false, "\"a\r\nb\"": false,
 		`"a"b"`: false, `"a b"`: false, lastModified + "x": false,
 	} {
-		if isStrong(v) != want {
+		if IsStrong(v) != want {
 			t.Errorf("%q: %v", v, !want)
 		}
 	}

@@ -1,4 +1,4 @@
-package httprange
+package ranged
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package httprange
+package ranged
 
 import (
 	"errors"
@@ -10,35 +10,57 @@ import (
 	"github.com/lacunafs/lacuna/internal/source"
 )
 
-// Signs between the checks and their callers; neither leaves the package.
+// Signs between the checks and the sources that call them; no source returns them.
 var (
-	errStatus         = errors.New("status is no success")
-	errIfRangeIgnored = fmt.Errorf("%w: the whole file for a range with If-Range", source.ErrNotBytes)
+	// ErrStatus: the status is no success. Answer.Refuse makes a StatusError of it.
+	ErrStatus = errors.New("status is no success")
+	// ErrIfRangeIgnored: the range is worth asking for again without If-Range.
+	ErrIfRangeIgnored = fmt.Errorf("%w: the whole file for a range with If-Range", source.ErrNotBytes)
 )
 
-// checkResponse tells whether the body of resp begins with the bytes of w in
+// Want is what one request is for.
+type Want struct {
+	Off, N  int64
+	Ranged  bool // ask with Range; otherwise for the whole file, Off is 0
+	IfRange bool // ask with If-Range
+}
+
+// Header is what asks for w of the version id. The range is always of the form
+// first-last, which is the one that every server with ranges understands.
+func (w Want) Header(id source.Identity) http.Header {
+	h := http.Header{}
+	if w.Ranged {
+		h.Set("Range", fmt.Sprintf("bytes=%d-%d", w.Off, w.Off+w.N-1))
+	}
+	if w.IfRange {
+		h.Set("If-Range", id.Validator)
+	}
+	return h
+}
+
+// CheckResponse tells whether the body of resp begins with the bytes of w in
 // the version id, and returns the length that the whole body must have.
 // Other versions are told from wrong bytes first: both are errors, but only the former
 // says that the file changed.
-func checkResponse(resp *http.Response, w want, id source.Identity) (length int64, err error) {
+func CheckResponse(resp *http.Response, w Want, id source.Identity) (length int64, err error) {
 	switch resp.StatusCode {
 	case http.StatusPartialContent:
-		return w.n, checkPartial(resp, w, id)
+		return w.N, checkPartial(resp, w, id)
 	case http.StatusOK:
 		return id.Size, checkWhole(resp, w, id)
 	case http.StatusPreconditionFailed:
 		return 0, fmt.Errorf("%w: status 412", source.ErrChanged)
 	case http.StatusRequestedRangeNotSatisfiable:
-		if cr, err := contentRangeOf(resp); err == nil && cr.Unsatisfied && cr.Size != id.Size {
+		if cr, err := ContentRangeOf(resp); err == nil && cr.Unsatisfied && cr.Size != id.Size {
 			return 0, fmt.Errorf("%w: size is %d, was %d", source.ErrChanged, cr.Size, id.Size)
 		}
 		return 0, fmt.Errorf("%w: status 416 for a range inside the file", source.ErrNotBytes)
 	}
-	return 0, errStatus
+	return 0, ErrStatus
 }
 
-func checkPartial(resp *http.Response, w want, id source.Identity) error {
-	cr, err := singleRange(resp)
+func checkPartial(resp *http.Response, w Want, id source.Identity) error {
+	cr, err := SingleRange(resp)
 	if err != nil {
 		return err
 	}
@@ -49,29 +71,29 @@ func checkPartial(resp *http.Response, w want, id source.Identity) error {
 		return err
 	}
 	switch {
-	case !w.ranged:
+	case !w.Ranged:
 		return fmt.Errorf("%w: a part of the file where all was asked for", source.ErrNotBytes)
-	case cr.Size < 0, cr.First != w.off, cr.Last != w.off+w.n-1:
-		return fmt.Errorf("%w: Content-Range %q for [%d,+%d)", source.ErrNotBytes, cr, w.off, w.n)
-	case resp.ContentLength >= 0 && resp.ContentLength != w.n:
-		return fmt.Errorf("%w: Content-Length %d for %d bytes", source.ErrNotBytes, resp.ContentLength, w.n)
+	case cr.Size < 0, cr.First != w.Off, cr.Last != w.Off+w.N-1:
+		return fmt.Errorf("%w: Content-Range %q for [%d,+%d)", source.ErrNotBytes, cr, w.Off, w.N)
+	case resp.ContentLength >= 0 && resp.ContentLength != w.N:
+		return fmt.Errorf("%w: Content-Length %d for %d bytes", source.ErrNotBytes, resp.ContentLength, w.N)
 	}
 	return nil
 }
 
 // checkWhole is for a 200, the whole file: right where the range begins at 0.
-func checkWhole(resp *http.Response, w want, id source.Identity) error {
-	if err := checkEncoding(resp); err != nil {
+func checkWhole(resp *http.Response, w Want, id source.Identity) error {
+	if err := CheckEncoding(resp); err != nil {
 		return err
 	}
 	if err := checkWholeVersion(resp, id); err != nil {
 		return err
 	}
 	switch {
-	case w.ifRange && w.off > 0:
-		return errIfRangeIgnored
-	case w.off > 0:
-		return fmt.Errorf("%w: the whole file for [%d,+%d)", source.ErrNotBytes, w.off, w.n)
+	case w.IfRange && w.Off > 0:
+		return ErrIfRangeIgnored
+	case w.Off > 0:
+		return fmt.Errorf("%w: the whole file for [%d,+%d)", source.ErrNotBytes, w.Off, w.N)
 	}
 	return nil
 }
@@ -104,27 +126,28 @@ func isHTML(h http.Header) bool {
 	return err == nil && (media == "text/html" || media == "application/xhtml+xml")
 }
 
-// singleRange returns the Content-Range of a 206 with one part in identity encoding.
-func singleRange(resp *http.Response) (contentRange, error) {
-	if err := checkEncoding(resp); err != nil {
-		return contentRange{}, err
+// SingleRange returns the Content-Range of a 206 with one part in identity encoding.
+func SingleRange(resp *http.Response) (ContentRange, error) {
+	if err := CheckEncoding(resp); err != nil {
+		return ContentRange{}, err
 	}
 	kind := resp.Header.Get("Content-Type")
 	if media, _, err := mime.ParseMediaType(kind); err == nil && media == "multipart/byteranges" ||
 		err != nil && strings.Contains(strings.ToLower(kind), "multipart/byteranges") {
-		return contentRange{}, fmt.Errorf("%w: multipart/byteranges", source.ErrNotBytes)
+		return ContentRange{}, fmt.Errorf("%w: multipart/byteranges", source.ErrNotBytes)
 	}
-	cr, err := contentRangeOf(resp)
+	cr, err := ContentRangeOf(resp)
 	if err == nil && cr.Unsatisfied {
 		err = fmt.Errorf("%w: Content-Range %q with status 206", source.ErrNotBytes, cr)
 	}
 	return cr, err
 }
 
-func contentRangeOf(resp *http.Response) (contentRange, error) {
+// ContentRangeOf returns the one Content-Range that resp must have.
+func ContentRangeOf(resp *http.Response) (ContentRange, error) {
 	values := resp.Header.Values("Content-Range")
 	if len(values) != 1 {
-		return contentRange{}, fmt.Errorf("%w: %d Content-Range headers with status %d", source.ErrNotBytes, len(values), resp.StatusCode)
+		return ContentRange{}, fmt.Errorf("%w: %d Content-Range headers with status %d", source.ErrNotBytes, len(values), resp.StatusCode)
 	}
 	cr, err := parseContentRange(values[0])
 	if err != nil {
@@ -133,7 +156,8 @@ func contentRangeOf(resp *http.Response) (contentRange, error) {
 	return cr, nil
 }
 
-func checkEncoding(resp *http.Response) error {
+// CheckEncoding refuses a body that is not the bytes themselves.
+func CheckEncoding(resp *http.Response) error {
 	for _, e := range resp.Header.Values("Content-Encoding") {
 		if e != "" && !strings.EqualFold(e, "identity") {
 			return fmt.Errorf("%w: Content-Encoding %q", source.ErrNotBytes, e)
@@ -145,8 +169,8 @@ func checkEncoding(resp *http.Response) error {
 // lastModified marks a validator that is no ETag (see source.Identity).
 const lastModified = "last-modified: "
 
-// validator returns what names the version that h belongs to.
-func validator(h http.Header) string {
+// Validator returns what names the version that h belongs to.
+func Validator(h http.Header) string {
 	if tag := h.Get("ETag"); tag != "" {
 		return tag
 	}
@@ -180,10 +204,10 @@ func checkValidator(h http.Header, id source.Identity) error {
 	return fmt.Errorf("%w: validator is %q, was %q", source.ErrChanged, got, id.Validator)
 }
 
-// isStrong tells whether v is a strong ETag in its exact form (RFC 9110 section
+// IsStrong tells whether v is a strong ETag in its exact form (RFC 9110 section
 // 8.8.3): what If-Range may carry. A date may be sent there too when it is known to be
 // strong, which takes a clock comparison that a response's own check makes needless.
-func isStrong(v string) bool {
+func IsStrong(v string) bool {
 	if len(v) < 2 || v[0] != '"' || v[len(v)-1] != '"' {
 		return false
 	}
