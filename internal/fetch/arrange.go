@@ -56,7 +56,7 @@ func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 			o.single = s
 		}
 		o.waitLocked(w, s)
-		o.enqueueLocked(s)
+		o.enqueueLocked(s, w)
 	}
 	o.aheadLocked(a, parts)
 	return false, nil
@@ -226,12 +226,20 @@ func (o *Object) endQueuedLocked(s *stream) {
 	} // otherwise it was admitted just now, and run ends it
 }
 
-// enqueueLocked begins s as soon as it is admitted as a demand.
-func (o *Object) enqueueLocked(s *stream) {
+// enqueueLocked begins s as soon as it is admitted as a demand. Where that is at
+// once, the first stream of a Fill runs on the goroutine of w: to wake another
+// one would take a good part of a short miss.
+func (o *Object) enqueueLocked(s *stream, w *waiter) {
 	s.queued = true
 	o.queue = slices.Insert(o.queue, o.queueIndex(s.pos), s)
 	s.slot = &ticket{n: 1, start: func() { go s.run() }}
-	o.group.slots.enqueue(s.slot)
+	switch {
+	case !o.group.slots.enqueue(s.slot):
+	case w.own == nil && !o.ordered && !w.hydrate:
+		w.own = s
+	default:
+		go s.run()
+	}
 }
 
 // queueIndex is the place of the first queued stream that ends behind off.

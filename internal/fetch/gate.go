@@ -27,7 +27,7 @@ type ticket struct {
 	ahead bool // once admitted, guarded by gate.mu
 	// leaving: it has yielded, and is released soon.
 	leaving bool
-	start   func()        // called once admitted, without gate.mu
+	start   func()        // called once admitted out of the queue, without gate.mu
 	place   *list.Element // in its queue; nil once admitted or withdrawn
 }
 
@@ -63,22 +63,21 @@ func (g *gate) tryAhead(n int64) *ticket {
 	return t
 }
 
-// enqueue takes t.n, or queues t. Once it has it, now or later, t.start is
-// called; start must return at once.
-func (g *gate) enqueue(t *ticket) {
+// enqueue takes t.n and returns true, or queues t: then t.start is called once
+// it has it. start must return at once.
+func (g *gate) enqueue(t *ticket) (now bool) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	queue := &g.demands
 	if t.ahead {
 		queue = &g.aheads
 	}
 	if queue.Len() > 0 || t.ahead && g.demands.Len() > 0 || !g.fitsLocked(t) {
 		t.place = queue.PushBack(t)
-		g.mu.Unlock()
-		return
+		return false
 	}
 	g.takeLocked(t)
-	g.mu.Unlock()
-	t.start()
+	return true
 }
 
 // withdraw takes t out of its queue and tells whether it was still there; if
@@ -176,7 +175,9 @@ func startAll(tickets []*ticket) {
 func (g *gate) acquire(ctx context.Context, n int64, ahead bool) (*ticket, error) {
 	admitted := make(chan struct{})
 	t := &ticket{n: n, ahead: ahead, start: func() { close(admitted) }}
-	g.enqueue(t)
+	if g.enqueue(t) {
+		return t, nil
+	}
 	select {
 	case <-admitted:
 		return t, nil

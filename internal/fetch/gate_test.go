@@ -12,7 +12,9 @@ func TestGateAdmitsDemandsFirst(t *testing.T) {
 	var order []string
 	ask := func(name string, n int64, ahead bool) *ticket {
 		tk := &ticket{n: n, ahead: ahead, start: func() { order = append(order, name) }}
-		g.enqueue(tk)
+		if g.enqueue(tk) {
+			tk.start()
+		}
 		return tk
 	}
 	a := ask("ahead 1", 2, true)
@@ -52,9 +54,9 @@ func TestWithdrawingALargeTicketAdmitsSmallerOnes(t *testing.T) {
 	first := &ticket{n: 2, start: func() {}}
 	large := &ticket{n: 3, start: func() { t.Error("withdrawn and admitted") }}
 	admitted := false
-	g.enqueue(first)
-	g.enqueue(large)
-	g.enqueue(&ticket{n: 1, start: func() { admitted = true }})
+	if !g.enqueue(first) || g.enqueue(large) || g.enqueue(&ticket{n: 1, start: func() { admitted = true }}) {
+		t.Error("not admitted in order")
+	}
 	if !g.withdraw(large) || !admitted {
 		t.Error("the small ticket waits for nothing")
 	}

@@ -46,6 +46,7 @@ type waiter struct {
 	born    uint64
 	tries   int
 	streams []*stream     // that it waits for
+	own     *stream       // among them one that is admitted and that its goroutine is to run
 	wake    chan struct{} // holds one token
 	err     error         // of its own attempt
 	hydrate bool          // it is a Hydrate's, with a stream of its own
@@ -115,6 +116,7 @@ func (o *Object) fillRange(ctx context.Context, r ondemand.Range, follow bool) e
 	defer o.forget(w)
 	done, err := o.arrangeFirst(w, follow)
 	for !done && err == nil {
+		o.runOwn(w)
 		select {
 		case <-w.wake:
 			done, err = o.arrange(w)
@@ -123,6 +125,31 @@ func (o *Object) fillRange(ctx context.Context, r ondemand.Range, follow bool) e
 		}
 	}
 	return err
+}
+
+// runOwn runs the stream that arrange left to w's goroutine, if any. w may have
+// all that it waits for before the stream ends: who needs to know earlier is told
+// by Present.
+func (o *Object) runOwn(w *waiter) {
+	s := w.own
+	if s == nil {
+		return
+	}
+	w.own = nil
+	defer context.AfterFunc(w.ctx, func() { o.abandon(w, s) })()
+	s.run()
+}
+
+// abandon makes w wait for nothing and ends s unless somebody else waits for it,
+// also when little is left: w cannot return before.
+func (o *Object) abandon(w *waiter, s *stream) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.forgetLocked(w)
+	if s.ahead == 0 && len(s.waiters) == 0 && !s.ended && s.cancel != nil {
+		s.unwanted = true
+		s.cancel()
+	}
 }
 
 // arrangeFirst is arrange for a waiter that just came.

@@ -20,7 +20,8 @@ type Filler interface {
 	// object's file and verified as far as its format allows. It may fill
 	// more than r. It may be called for ranges that are present, and
 	// concurrently, also for overlapping ranges. When ctx ends it returns
-	// soon, with ctx's error. An error, or a panic, reaches the readers of
+	// with ctx's error, soon, or when what other Fills share with it has
+	// come. An error, or a panic, reaches the readers of
 	// the blocks of r that are still missing, as the errno that Errno gives.
 	Fill(ctx context.Context, id ObjectID, r Range) error
 }
