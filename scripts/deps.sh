@@ -20,6 +20,7 @@ test,bench       mkfs.ext4              e2fsprogs
 test             mkfs.xfs               xfsprogs
 test             mkfs.btrfs             btrfs-progs
 test             losetup                util-linux
+test             mkfs.erofs             erofs-utils
 test             ps                     procps
 bench            rclone                 rclone
 bench            fusermount3            fuse3
