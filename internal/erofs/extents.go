@@ -136,11 +136,17 @@ func (r *Reader) chunk(e *Extent, entry []byte) error {
 		return err
 	case device > len(r.devices):
 		return corrupt("data on device %d of %d", device, len(r.devices))
-	case block+blocks > r.devices[device-1].Blocks:
+	case block+blocks > r.devices[device-1].Blocks && !r.unmeasured(device-1):
 		return corrupt("data [%d,+%d) pass the end %d of device %d, in blocks", block, blocks, r.devices[device-1].Blocks, device-1)
 	}
 	e.Device, e.Offset = device-1, int64(block*BlockSize)
 	return nil
+}
+
+// unmeasured tells whether the image does not say how long a device is, as
+// mkfs.erofs 1.5 does not.
+func (r *Reader) unmeasured(device int) bool {
+	return r.devices[device].Blocks == 0 && r.starts[device] == 0
 }
 
 // appendExtent appends e, or makes the last extent longer.

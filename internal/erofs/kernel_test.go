@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -88,7 +89,10 @@ func TestKernelMountsWhatIsWritten(t *testing.T) {
 // compareMount compares the mount at dir with img.
 func compareMount(t *testing.T, img *Image, dir string) {
 	t.Helper()
-	c := comparison{t: t, img: img, inodes: map[*Inode]uint64{}, links: links(img.Root)}
+	c := comparison{t: t, inodes: map[*Inode]uint64{}, links: links(img.Root)}
+	for i, d := range img.Devices {
+		c.devices = append(c.devices, deviceBytes(i, 0, int64(d.Blocks)*BlockSize))
+	}
 	c.compare(dir, img.Root)
 }
 
@@ -111,11 +115,11 @@ func links(root *Inode) map[*Inode]uint64 {
 }
 
 type comparison struct {
-	t      *testing.T
-	img    *Image
-	inodes map[*Inode]uint64
-	links  map[*Inode]uint64
-	failed int
+	t       *testing.T
+	devices [][]byte
+	inodes  map[*Inode]uint64
+	links   map[*Inode]uint64
+	failed  int
 }
 
 func (c *comparison) errorf(format string, args ...any) {
@@ -210,7 +214,7 @@ func (c *comparison) data(path string, in *Inode) {
 	}
 	var want []byte
 	if in.Size > 0 {
-		want = deviceBytes(in.Device, in.Offset, in.Size)
+		want = c.devices[in.Device][in.Offset:][:in.Size]
 	}
 	if !bytes.Equal(got, want) {
 		c.errorf("%q: other bytes: %d, want %d: %.40q, want %.40q", path, len(got), len(want), got, want)
@@ -239,6 +243,13 @@ func (c *comparison) xattrs(path string, in *Inode) {
 	}
 }
 
+// xattrBuffer has buffers of the size that no xattr passes (XATTR_SIZE_MAX of
+// linux/limits.h).
+var xattrBuffer = sync.Pool{New: func() any {
+	b := make([]byte, 65536)
+	return &b
+}}
+
 // xattrCall is llistxattr(2), or lgetxattr(2) where there is a name: the
 // standard library has only those that follow symlinks.
 func xattrCall(number uintptr, path, name string) (string, error) {
@@ -246,7 +257,8 @@ func xattrCall(number uintptr, path, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	buf := make([]byte, 65536)
+	buf := *xattrBuffer.Get().(*[]byte)
+	defer xattrBuffer.Put(&buf)
 	a2, a3, a4 := uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), uintptr(0)
 	n, err := syscall.BytePtrFromString(name)
 	if err != nil {

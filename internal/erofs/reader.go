@@ -103,7 +103,7 @@ func (r *Reader) readDevices() error {
 		switch {
 		case len(bytes.Trim(rest, "\x00")) > 0:
 			return corrupt("tag of device %d goes on behind a NUL", i)
-		case start == 0: // mkfs.erofs up to 1.5: only reached by its number
+		case start == 0: // mkfs.erofs 1.5: reached by its number only
 		case start < next:
 			return corrupt("device %d overlaps what comes before it", i)
 		case start+blocks > maxBlocks:
@@ -124,7 +124,8 @@ func (r *Reader) Info() Info {
 }
 
 // Devices returns the extra devices, in the order in which the kernel is to
-// be told of them.
+// be told of them. A device of 0 blocks may be one of which the image does not
+// say how long it is, as mkfs.erofs 1.5 leaves it.
 func (r *Reader) Devices() []Device { return append([]Device(nil), r.devices...) }
 
 // Root is the number of the root directory.

@@ -55,21 +55,25 @@ func deviceBytes(i int, offset, n int64) []byte {
 	return b.Bytes()[offset-first:][:n]
 }
 
+// withDevices puts an option for each device before args.
+func withDevices(devices []string, args ...string) []string {
+	var all []string
+	for _, d := range devices {
+		all = append(all, "--device="+d)
+	}
+	return append(all, args...)
+}
+
 // TestToolsAcceptWhatIsWritten asks fsck.erofs and dump.erofs of erofs-utils.
 // fsck.erofs reads all metadata, but not the data: 1.5 takes the place in the
 // device for one in the image (erofs_map_dev of lib/data.c).
 func TestToolsAcceptWhatIsWritten(t *testing.T) {
 	img := sample()
 	image, devices := files(t, img, t.TempDir())
-	args := []string{"-d3"}
-	for _, d := range devices {
-		args = append(args, "--device="+d)
-	}
-	if out := run(t, "fsck.erofs", append(args, image)...); !strings.Contains(out, "No errors found") {
+	if out := run(t, "fsck.erofs", withDevices(devices, "-d3", image)...); !strings.Contains(out, "No errors found") {
 		t.Errorf("fsck.erofs: %s", out)
 	}
-	args[0] = "-s"
-	out := run(t, "dump.erofs", append(args, image)...)
+	out := run(t, "dump.erofs", withDevices(devices, "-s", image)...)
 	info := open(t, write(t, img)).Info()
 	uuid := fmt.Sprintf("%x-%x-%x-%x-%x", info.UUID[:4], info.UUID[4:6], info.UUID[6:8], info.UUID[8:10], info.UUID[10:])
 	if !strings.Contains(out, uuid) || !strings.Contains(out, fmt.Sprint(info.Inodes)) {

@@ -79,8 +79,9 @@ func (a *afterFirst) Write(p []byte) (int, error) {
 
 // out counts what goes to w.
 type out struct {
-	w   *bufio.Writer
-	pos uint64
+	w     *bufio.Writer
+	pos   uint64
+	zeros [BlockSize]byte
 }
 
 func (o *out) bytes(b []byte) error {
@@ -91,9 +92,8 @@ func (o *out) bytes(b []byte) error {
 
 // to writes zeros up to pos.
 func (o *out) to(pos uint64) error {
-	var zeros [BlockSize]byte
 	for o.pos < pos {
-		if err := o.bytes(zeros[:min(pos-o.pos, BlockSize)]); err != nil {
+		if err := o.bytes(o.zeros[:min(pos-o.pos, BlockSize)]); err != nil {
 			return err
 		}
 	}
