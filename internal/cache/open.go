@@ -83,21 +83,14 @@ func (r *Root) drop(o *Object) {
 // them their name. Of the files only the description is made durable: the
 // others, should a crash cost them, are found not to fit and nothing is present.
 func (r *Root) makeLocked(meta Meta) error {
-	partial, dir := r.partialName(meta.ID), objectDir(meta.ID)
+	partial := r.partialName(meta.ID)
 	if err := r.fillDir(partial, meta); err != nil {
 		return errors.Join(err, r.disk.Remove(partial))
 	}
-	made, err := r.disk.Mkdir(path.Dir(dir))
-	if err == nil && made {
-		err = r.disk.SyncDir(objectsDir)
-	}
-	if err == nil {
-		err = r.disk.Rename(partial, dir)
-	}
-	if err != nil {
+	if err := r.giveName(partial, meta.ID); err != nil {
 		return errors.Join(err, r.disk.Remove(partial))
 	}
-	return r.disk.SyncDir(path.Dir(dir))
+	return nil
 }
 
 // fillDir makes a directory with the three files of a new object.
@@ -113,21 +106,7 @@ func (r *Root) fillDir(dir string, meta Meta) error {
 	if err = errors.Join(err, data.Close()); err != nil {
 		return err
 	}
-	h, err := headerFor(meta, st)
-	if err != nil {
-		return err
-	}
-	if err := writeFile(r.disk, path.Join(dir, presenceName), h.encode(), false); err != nil {
-		return err
-	}
-	b, err := meta.encode()
-	if err != nil {
-		return err
-	}
-	if err := writeFile(r.disk, path.Join(dir, metaName), b, true); err != nil {
-		return err
-	}
-	return r.disk.SyncDir(dir)
+	return r.describe(dir, meta, st)
 }
 
 // makeData makes a data file of the right size, all hole. Anybody may read it who

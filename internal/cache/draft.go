@@ -1,0 +1,200 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"sync/atomic"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+)
+
+// Draft is the data of an object that has no name yet: its size and what it is
+// are known only when all of it has been written, as with a layer that is
+// streamed. It lies in partial/, and a crash leaves nothing of it.
+type Draft struct {
+	root *Root
+	dir  string
+	data file
+	done atomic.Bool
+}
+
+// draftName is what a draft's directory begins with; no object is called so.
+const draftName = "draft"
+
+// NewDraft makes an empty one. The caller ends it with Commit or Discard.
+func (r *Root) NewDraft() (*Draft, error) {
+	if r.readOnly {
+		return nil, ErrReadOnly
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, ErrClosed
+	}
+	d := &Draft{root: r, dir: r.partialName(draftName)}
+	if _, err := r.disk.Mkdir(d.dir); err != nil {
+		return nil, fmt.Errorf("begin an object: %w", err)
+	}
+	f, err := r.makeData(d.dir, 0)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("begin an object: %w", err), r.disk.Remove(d.dir))
+	}
+	d.data = f
+	return d, nil
+}
+
+// WriteAt implements io.WriterAt. What is never written is zeros.
+func (d *Draft) WriteAt(p []byte, off int64) (int, error) { return d.data.WriteAt(p, off) }
+
+// Discard removes the draft, unless it was committed.
+func (d *Draft) Discard() error {
+	if d.done.Swap(true) {
+		return nil
+	}
+	return errors.Join(d.data.Close(), d.root.disk.Remove(d.dir))
+}
+
+// Commit makes the draft the complete object that meta describes, and returns it
+// open; its data is durable then. Where the object exists already, that one is
+// completed and the draft removed. A draft that could not be committed is gone.
+func (d *Draft) Commit(meta Meta) (o *Object, err error) {
+	meta.Version, meta.Verified = metaVersion, false
+	defer func() {
+		err = errors.Join(err, d.Discard())
+		if err != nil && o != nil {
+			err = errors.Join(err, o.Close())
+			o = nil
+		}
+		if err != nil {
+			err = fmt.Errorf("commit object %s: %w", meta.ID.Short(), err)
+		}
+	}()
+	if err := meta.check(); err != nil {
+		return nil, err
+	}
+	if err := resize(d.data, meta.Size); err != nil {
+		return nil, err
+	}
+	whole := ondemand.Range{Len: meta.Size}
+	if err := d.solid(whole); err != nil {
+		return nil, err
+	}
+	o, made, err := d.root.adopt(d, meta)
+	if err != nil || !made {
+		if err == nil && !o.Complete() {
+			err = d.copyTo(o)
+		}
+		return o, err
+	}
+	o.noteFresh(whole)
+	o.presence.Set(whole)
+	return o, o.finish(whole)
+}
+
+// solid writes what reads as zeros because nothing was written: a hole would be
+// taken for lost data. Blocks that are a hole in part only keep what they have.
+func (d *Draft) solid(whole ondemand.Range) error {
+	holes, err := findHoles(d.data, []ondemand.Range{whole}, whole.Len)
+	if err != nil {
+		return err
+	}
+	for _, h := range holes {
+		err := d.pieces(h, func(p []byte, off int64) error { return writeAll(d.data, p, off) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyTo fills what o lacks.
+func (d *Draft) copyTo(o *Object) error {
+	return d.pieces(ondemand.Range{Len: o.size}, o.Fill)
+}
+
+// pieces calls do with what r holds, piece by piece.
+func (d *Draft) pieces(r ondemand.Range, do func(p []byte, off int64) error) error {
+	buf := make([]byte, min(1<<20, r.Len))
+	for off := r.Off; off < r.End(); off += int64(len(buf)) {
+		p := buf[:min(int64(len(buf)), r.End()-off)]
+		if n, err := d.data.ReadAt(p, off); n < len(p) {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read the draft at %d: %w", off, err)
+		}
+		if err := do(p, off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adopt gives the draft's data to a new object; made is false where there is one.
+func (r *Root) adopt(d *Draft, meta Meta) (o *Object, made bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o, err = r.openLocked(meta.ID)
+	if errors.Is(err, ErrCorrupt) {
+		if err = r.removeLocked(meta.ID); err == nil {
+			err = ErrNoObject
+		}
+	}
+	if !errors.Is(err, ErrNoObject) {
+		return o, false, err
+	}
+	st, err := d.data.Stat()
+	if err == nil {
+		err = r.describe(d.dir, meta, st)
+	}
+	if err == nil {
+		err = r.giveName(d.dir, meta.ID)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	d.done.Store(true)
+	if err := d.data.Close(); err != nil {
+		return nil, false, err
+	}
+	o, err = r.openLocked(meta.ID)
+	return o, true, err
+}
+
+// describe makes the files beside the data of a new object, and makes their
+// names durable.
+func (r *Root) describe(dir string, meta Meta, data fileStat) error {
+	h, err := headerFor(meta, data)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(r.disk, path.Join(dir, presenceName), h.encode(), false); err != nil {
+		return err
+	}
+	b, err := meta.encode()
+	if err != nil {
+		return err
+	}
+	if err := writeFile(r.disk, path.Join(dir, metaName), b, true); err != nil {
+		return err
+	}
+	return r.disk.SyncDir(dir)
+}
+
+// giveName moves the directory of a new object to where objects are looked for.
+func (r *Root) giveName(partial string, id ondemand.ObjectID) error {
+	dir := objectDir(id)
+	made, err := r.disk.Mkdir(path.Dir(dir))
+	if err == nil && made {
+		err = r.disk.SyncDir(objectsDir)
+	}
+	if err == nil {
+		err = r.disk.Rename(partial, dir)
+	}
+	if err != nil {
+		return err
+	}
+	return r.disk.SyncDir(path.Dir(dir))
+}

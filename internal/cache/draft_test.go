@@ -1,0 +1,132 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/lacunafs/lacuna/internal/ondemand"
+)
+
+// draftOf is a draft of 5 blocks: the first and the last half of the fourth hold
+// what is returned, the rest was never written.
+func draftOf(t *testing.T, r *Root) (*Draft, []byte) {
+	t.Helper()
+	d, err := r.NewDraft()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 5*ondemand.BlockSize)
+	for _, at := range []int{0, 3*ondemand.BlockSize + ondemand.BlockSize/2} {
+		p := want[at : at+ondemand.BlockSize/2]
+		for i := range p {
+			p[i] = byte(at + i + 1)
+		}
+		if _, err := d.WriteAt(p, int64(at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d, want
+}
+
+func realRoot(t *testing.T, dir string) *Root {
+	t.Helper()
+	r, err := OpenRoot(dir, RootOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil && !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func TestCommittedDraftIsCompleteAlsoWhenOpenedAnew(t *testing.T) {
+	dir := t.TempDir()
+	r := realRoot(t, dir)
+	d, want := draftOf(t, r)
+	id := ondemand.ObjectID("ab" + string(bytes.Repeat([]byte("0"), 62)))
+	o, err := d.Commit(Meta{ID: id, Size: int64(len(want))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(o *Object) {
+		t.Helper()
+		got := make([]byte, len(want))
+		if _, err := o.File().ReadAt(got, 0); err != nil || !bytes.Equal(got, want) || !o.Complete() {
+			t.Errorf("complete %v, right %v, %v", o.Complete(), bytes.Equal(got, want), err)
+		}
+	}
+	check(o)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r = realRoot(t, dir)
+	if o, err = r.Object(id); err != nil {
+		t.Fatal(err)
+	}
+	check(o)
+	if !o.Recovered().Clean() {
+		t.Errorf("recovery: %+v", o.Recovered())
+	}
+	rep, err := o.Check(t.Context(), CheckOptions{})
+	if err != nil || rep.Corrupt() {
+		t.Errorf("check: %+v, %v", rep, err)
+	}
+}
+
+func TestDraftCompletesWhatIsThere(t *testing.T) {
+	r := realRoot(t, t.TempDir())
+	id := ondemand.ObjectID("cd" + string(bytes.Repeat([]byte("1"), 62)))
+	d, want := draftOf(t, r)
+	meta := Meta{ID: id, Size: int64(len(want))}
+	o, err := r.Create(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Fill(want[:ondemand.BlockSize], 0); err != nil {
+		t.Fatal(err)
+	}
+	again, err := d.Commit(meta)
+	if err != nil || again != o || !o.Complete() {
+		t.Fatalf("another object %v, complete %v, %v", again != o, o.Complete(), err)
+	}
+	got := make([]byte, len(want))
+	if _, err := o.File().ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("wrong bytes, %v", err)
+	}
+}
+
+func TestNothingIsLeftOfADraft(t *testing.T) {
+	dir := t.TempDir()
+	r := realRoot(t, dir)
+	left := func() int {
+		entries, err := os.ReadDir(filepath.Join(dir, partialDir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	d, _ := draftOf(t, r)
+	if err := errors.Join(d.Discard(), d.Discard()); err != nil || left() != 0 {
+		t.Errorf("discarded: %d left, %v", left(), err)
+	}
+	d, _ = draftOf(t, r)
+	if o, err := d.Commit(Meta{ID: "bad", Size: 1}); err == nil || o != nil || left() != 0 {
+		t.Errorf("committed under a bad name: %v, %d left", err, left())
+	}
+	if _, _ = draftOf(t, r); left() != 1 {
+		t.Errorf("%d drafts", left())
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	realRoot(t, dir)
+	if left() != 0 {
+		t.Error("a draft survived")
+	}
+}
