@@ -111,7 +111,9 @@ var rules = []rule{
 	{from: "source/...", may: []string{"source"}},
 	{from: "cache/...", may: []string{"cache/...", "ondemand", "sys"}},
 	{from: "toc"},
-	{from: "toc/...", may: []string{"toc"}},
+	{from: "toc/toctest", may: []string{"toc"}},
+	// jtoc is what two formats share.
+	{from: "toc/...", may: []string{"toc", "toc/jtoc"}},
 	{from: "erofs"},
 	// The one place that sees sources and the cache together, below daemon.
 	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
@@ -131,6 +133,7 @@ var rules = []rule{
 // testSupport may be imported by any test, besides what its package may import.
 var testSupport = []string{
 	"features/featurestest", "ondemand/ondemandtest/...", "source/sourcetest/...", "leaktest",
+	"toc/toctest",
 	// Tests of the upper packages use real ones of the lower.
 	"features", "sys", "ondemand", "source/mem", "source",
 }
@@ -192,7 +195,7 @@ var owners = map[string][]string{
 	"github.com/rogpeppe/go-internal": nil,
 	"pgregory.net/rapid":              {"ondemand/ondemandtest", "source/sourcetest"},
 	"go.uber.org/goleak":              {"ondemand/ondemandtest", "source/sourcetest", "leaktest"},
-	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "features/featurestest", "leaktest", "test/..."},
+	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "features/featurestest", "toc/toctest", "leaktest", "test/..."},
 	"log":                             {"daemon/...", "cmd/lacuna", "examples/..."},
 }
 
