@@ -65,7 +65,8 @@ func TestStatusText(t *testing.T) {
 			},
 			{File: "/g", Object: strings.Repeat("cd", 32), Source: "/x", Verified: "unverifiable", Error: "read it: gone\nfor good"},
 		},
-		Bound: []control.Bound{{Dir: "/d", Devnode: "/s", Files: 2, Size: 10, DaemonPID: 9, Pending: 1}},
+		Bound:  []control.Bound{{Dir: "/d", Devnode: "/s", Files: 2, Size: 10, DaemonPID: 9, Pending: 1}},
+		Broken: []control.Broken{{Path: "/h", Kind: "attach", Reason: "damaged\nbadly"}},
 		Unguarded: []control.Unguarded{{
 			From: start, To: start.Add(time.Minute), Files: []string{"/f", "/g"}, Users: []string{"1 (a)", "2 (b)"},
 		}},
@@ -97,6 +98,10 @@ latency   of a miss: p50 5.0 ms, p99 1.0 s
   devnode   /s, daemon 9, 1 waiting
   present   0 B of 10 B (0.0%) in 2 files
   reads     0 present, 0 missed
+
+/h
+  BROKEN    what is missing is denied, ` + "`lacuna detach`" + ` takes it down
+  reason    damaged; badly
 
 UNGUARDED from 2026-01-02T03:04:05Z to 2026-01-02T03:05:05Z: readers may have seen zeros in
   /f

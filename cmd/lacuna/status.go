@@ -68,7 +68,7 @@ func statusText(s control.Status, now time.Time) string {
 	if s.Requests.Filled > 0 {
 		fmt.Fprintf(&b, "latency   of a miss: %s\n", quantiles(s.Requests.P50, s.Requests.P99))
 	}
-	if len(s.Attached)+len(s.Bound) == 0 {
+	if len(s.Attached)+len(s.Bound)+len(s.Broken) == 0 {
 		b.WriteString("\nnothing is attached\n")
 	}
 	for _, f := range s.Attached {
@@ -76,6 +76,10 @@ func statusText(s control.Status, now time.Time) string {
 	}
 	for _, d := range s.Bound {
 		boundText(&b, d)
+	}
+	for _, f := range s.Broken {
+		fmt.Fprintf(&b, "\n%s\n  BROKEN    what is missing is denied, `lacuna detach` takes it down\n  reason    %s\n",
+			pathText(f.Path), strings.ReplaceAll(f.Reason, "\n", "; "))
 	}
 	for _, u := range s.Unguarded {
 		fmt.Fprintf(&b, "\nUNGUARDED from %s to %s: readers may have seen zeros in\n  %s\n",

@@ -96,11 +96,14 @@ type Status struct {
 	WorkerPID int       `json:"worker_pid"`
 	Started   time.Time `json:"started"` // of this worker
 	// Foreground: the instance ends with the command that started it.
-	Foreground bool        `json:"foreground,omitempty"`
-	Requests   Requests    `json:"requests"`
-	Attached   []Attached  `json:"attached"`
-	Bound      []Bound     `json:"bound"`
-	Unguarded  []Unguarded `json:"unguarded,omitempty"`
+	Foreground bool       `json:"foreground,omitempty"`
+	Requests   Requests   `json:"requests"`
+	Attached   []Attached `json:"attached"`
+	Bound      []Bound    `json:"bound"`
+	// Broken is what was attached or bound before this worker and cannot be
+	// served by it: reads of what is missing are denied.
+	Broken    []Broken    `json:"broken,omitempty"`
+	Unguarded []Unguarded `json:"unguarded,omitempty"`
 	// Errors are the last ones that no reader could be told of.
 	Errors []string `json:"errors,omitempty"`
 }
@@ -156,6 +159,14 @@ type Bound struct {
 	// DaemonPID is the connected daemon, 0 if none is.
 	DaemonPID int    `json:"daemon_pid"`
 	Pending   uint64 `json:"pending"`
+}
+
+// Broken is one attached file or bound directory that cannot be served.
+type Broken struct {
+	Path string `json:"path"`
+	// Kind is "attach" or "bind".
+	Kind   string `json:"kind"`
+	Reason string `json:"reason"`
 }
 
 // Unguarded is a time in which attached files could be read and nobody stopped

@@ -42,6 +42,9 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err err
 	if err != nil {
 		return err
 	}
+	if f.broken != nil {
+		return i.detachBroken(f)
+	}
 	if err := i.unmount(f); errors.Is(err, syscall.EBUSY) {
 		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by %s", path, i.usersOf(f))
 	} else if err != nil {
@@ -110,7 +113,10 @@ func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
 	if i.bound[path] != nil {
 		return nil, refuse(control.ExitUsage, "the external daemon has the data", "%s %s: it is a bound directory", verb, path)
 	}
-	if f == nil || f.object == nil {
+	if f != nil && f.broken != nil && verb != "detach" {
+		return nil, refuse(control.ExitCorrupt, "`lacuna detach` it, then attach it again", "%s %s: it cannot be served: %v", verb, path, f.broken)
+	}
+	if f == nil || f.object == nil && f.broken == nil {
 		return nil, refuse(control.ExitError, "`lacuna status` lists what is attached", "%s %s: it is not attached", verb, path)
 	}
 	return f, nil

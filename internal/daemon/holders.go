@@ -38,14 +38,10 @@ func (i *Instance) boundUsers(b *boundDir) ([]string, error) {
 	return holders(files, b.server.IsDaemon, i.client.KeeperPID())
 }
 
-// boundLeft is boundUsers for the directories that root's records name and
-// nobody serves: what is incomplete is told by holes, and who the daemon is by
-// its connection, if it is held.
-func boundLeft(root string, held keeper.Held, except ...int) (left []string, err error) {
-	list, err := records{filepath.Join(root, "served")}.list()
-	if err != nil && len(list) == 0 {
-		return nil, nil // what cannot be read is told of at the start
-	}
+// boundLeft is boundUsers for the recorded directories that nobody serves: what
+// is incomplete is told by holes, and who the daemon is by its connection, if
+// that is held.
+func boundLeft(list []record, held keeper.Held, except ...int) (left []string, err error) {
 	var errs []error
 	for _, rec := range list {
 		if rec.Kind != kindBind {

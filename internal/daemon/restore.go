@@ -39,9 +39,7 @@ func (i *Instance) restore(fresh bool) error {
 	for _, rec := range list {
 		if err := i.restoreOne(rec, mounts, alone); err != nil {
 			// One that cannot be served must not keep the others from it.
-			// Its events find no object and are denied.
-			i.note(fmt.Sprintf("going on with %s: %v", rec.Path, err))
-			i.log.Error("going on with what was served", "path", rec.Path, "err", err)
+			i.breakLocked(rec, mounts, fresh, err)
 		}
 	}
 	if fresh {
@@ -67,12 +65,9 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 		alone.Files = append(alone.Files, rec.Path)
 		return i.records.remove(rec.Path)
 	}
-	m, mounted := mount.At(mounts, rec.Path)
-	if mounted {
-		var err error
-		if mounted, err = shows(m, i.root.Dir(), rec.Object); err != nil {
-			return err
-		}
+	mounted, err := i.standing(rec, mounts)
+	if err != nil {
+		return err
 	}
 	if alone == nil {
 		if !mounted && !i.isOpen(rec) {
@@ -85,7 +80,7 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 		return i.dropLocked(rec) // the machine was restarted
 	}
 	alone.Files = append(alone.Files, rec.Path)
-	err := mount.Unmount(rec.Path, false)
+	err = mount.Unmount(rec.Path, false)
 	if err == nil {
 		return i.dropLocked(rec)
 	}

@@ -28,8 +28,12 @@ func (i *Instance) Status(context.Context) (control.Status, error) {
 		if f.object != nil {
 			s.Attached = append(s.Attached, i.attachedStatus(f))
 		}
+		if f.broken != nil {
+			s.Broken = append(s.Broken, control.Broken{Path: f.record.Path, Kind: f.record.Kind, Reason: f.broken.Error()})
+		}
 	}
 	slices.SortFunc(s.Attached, func(a, b control.Attached) int { return strings.Compare(a.File, b.File) })
+	slices.SortFunc(s.Broken, func(a, b control.Broken) int { return strings.Compare(a.Path, b.Path) })
 	for _, b := range i.bound {
 		s.Bound = append(s.Bound, i.boundStatus(b))
 	}

@@ -75,7 +75,7 @@ func (i *Instance) takeDownAll() (left []string, err error) {
 	}
 	for path, f := range i.files {
 		if f.object == nil {
-			continue // its attach is going on, and fails
+			continue // its attach is going on, and fails; or takeDown finds it
 		}
 		switch err := i.unmount(f); {
 		case err == nil:
@@ -124,12 +124,16 @@ func takeDown(root string, held keeper.Held, except ...int) (left []string, err 
 	if err != nil {
 		return nil, err
 	}
+	recs, err := (records{filepath.Join(root, "served")}).list()
+	if err != nil && len(recs) == 0 {
+		recs = nil // what cannot be read is told of at the start
+	}
 	mounts, err := mount.List()
 	if err != nil {
 		return nil, err
 	}
 	for _, m := range mounts {
-		if !showsAny(m, data) {
+		if !showsAny(m, data) && !isOfRemoved(m, data, recs) {
 			continue
 		}
 		if err := mount.Unmount(m.Point, false); err != nil {
@@ -146,7 +150,7 @@ func takeDown(root string, held keeper.Held, except ...int) (left []string, err 
 	for _, u := range users {
 		left = append(left, "process "+u.String())
 	}
-	bound, boundErr := boundLeft(root, held, except...)
+	bound, boundErr := boundLeft(recs, held, except...)
 	left, err = append(left, bound...), errors.Join(err, boundErr)
 	if len(left) > 0 || err != nil {
 		return left, err
@@ -190,6 +194,23 @@ func dataFiles(root string) (map[sys.Inode]bool, error) {
 		}
 	}
 	return data, nil
+}
+
+// isOfRemoved tells whether m shows the data of a recorded object that has been
+// removed, and then adds that to data: nobody knows any more what it has.
+func isOfRemoved(m mount.Mount, data map[sys.Inode]bool, recs []record) bool {
+	for _, rec := range recs {
+		if rec.Kind != kindAttach || m.Point != rec.Path || !showsRemoved(m, rec.Object) {
+			continue
+		}
+		inode, err := inodeOf(os.Stat(m.Point))
+		if err != nil {
+			return false
+		}
+		data[inode] = true
+		return true
+	}
+	return false
 }
 
 // showsAny tells whether m is a mount of one of the data files.

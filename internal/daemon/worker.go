@@ -218,7 +218,7 @@ func (w *worker) begin(ctx context.Context) error {
 			}
 		}
 	}
-	if q := w.s.Bind; q != nil && len(w.bound) == 0 {
+	if q := w.s.Bind; q != nil && w.servesNothing() {
 		reply, err := w.Bind(ctx, *q)
 		if err != nil {
 			return err

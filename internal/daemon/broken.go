@@ -1,0 +1,165 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/mount"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/sys"
+)
+
+// What was served and cannot be gone on with, such as a file whose object is
+// damaged, stands and is denied: its events find no object. It is kept among the
+// instance's files so that status tells of it and detach takes it down.
+
+// breakLocked keeps rec as one that cannot be served because of why. fresh: nobody
+// has marked it for this group.
+func (i *Instance) breakLocked(rec record, mounts []mount.Mount, fresh bool, why error) {
+	i.note(fmt.Sprintf("going on with %s: %v", rec.Path, why))
+	i.log.Error("going on with what was served", "path", rec.Path, "err", why)
+	i.files[rec.Path] = &attachedFile{record: rec, broken: why}
+	standing, err := i.standing(rec, mounts)
+	if err == nil && fresh && standing {
+		err = i.changeMark(rec.Path, sys.FanotifyMark)
+	}
+	if err != nil {
+		i.report("denying reads of "+rec.Path, err)
+	}
+}
+
+// standing tells whether the record's mount stands, also where the object is gone.
+func (i *Instance) standing(rec record, mounts []mount.Mount) (bool, error) {
+	m, mounted := mount.At(mounts, rec.Path)
+	if !mounted || rec.Kind != kindAttach {
+		return false, nil
+	}
+	if showsRemoved(m, rec.Object) {
+		return true, nil
+	}
+	return shows(m, i.root.Dir(), rec.Object)
+}
+
+// showsRemoved tells whether m shows the data of the object, and that has been
+// removed: the kernel marks the path of such a root (fs/d_path.c, prepend_path).
+func showsRemoved(m mount.Mount, object string) bool {
+	return object != "" && strings.HasSuffix(m.Root, "/data//deleted") && strings.Contains(m.Root, object)
+}
+
+// changeMark marks or unmarks the file at path; no mark is no error.
+func (i *Instance) changeMark(path string, change func(group, file *sys.FD) error) error {
+	file, err := sys.OpenPath(path)
+	if err != nil {
+		return err
+	}
+	err = change(i.group, file)
+	if errors.Is(err, syscall.ENOENT) {
+		err = nil
+	}
+	return errors.Join(err, file.Close())
+}
+
+// detachBroken takes down what cannot be served, unless somebody uses it.
+func (i *Instance) detachBroken(f *attachedFile) error {
+	path := f.record.Path
+	var err error
+	if f.record.Kind == kindBind {
+		err = i.dropBrokenBind(f.record)
+	} else {
+		err = i.dropBrokenAttach(f.record)
+	}
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", path, err)
+	}
+	delete(i.files, path)
+	i.log.Info("detached", "file", path)
+	return nil
+}
+
+// dropBrokenAttach undoes an attach of which only the record is known.
+func (i *Instance) dropBrokenAttach(rec record) error {
+	mounts, err := mount.List()
+	if err != nil {
+		return err
+	}
+	if _, over := mount.At(mounts, rec.Path); over {
+		standing, err := i.standing(rec, mounts)
+		if err != nil {
+			return err
+		}
+		if !standing {
+			return refuse(control.ExitInUse, "umount that first", "detach %s: in use by what is mounted over it", rec.Path)
+		}
+		if err := i.unmountBroken(rec, mounts); err != nil {
+			return err
+		}
+	} else if i.isOpen(rec) {
+		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: somebody has its data open", rec.Path)
+	}
+	data := i.root.Dir() + dataSuffix(rec.Object)
+	if !i.otherShows(rec) {
+		if err := i.changeMark(data, sys.FanotifyUnmark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return i.dropLocked(rec)
+}
+
+// unmountBroken takes the mount away where nobody uses it.
+func (i *Instance) unmountBroken(rec record, mounts []mount.Mount) error {
+	users, err := i.users(rec.Path)
+	if err != nil {
+		return err
+	}
+	if point := i.copied(mounts, &attachedFile{record: rec}); point != "" {
+		users = append(users, "a mount of it at "+point)
+	}
+	if len(users) == 0 {
+		err := mount.Unmount(rec.Path, false)
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		users = []string{"that is not visible here"}
+	}
+	return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by process %s", rec.Path, strings.Join(users, ", process "))
+}
+
+// otherShows tells whether another file here is of the record's object.
+func (i *Instance) otherShows(rec record) bool {
+	for path, f := range i.files {
+		if path != rec.Path && f.record.Object == rec.Object {
+			return true
+		}
+	}
+	return i.objects[ondemand.ObjectID(rec.Object)] != nil
+}
+
+// dropBrokenBind undoes a bind of which only the record is known.
+func (i *Instance) dropBrokenBind(rec record) error {
+	users, err := boundLeft([]record{rec}, i.held, i.client.KeeperPID())
+	if err != nil {
+		return err
+	}
+	if len(users) > 0 {
+		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s", some(users))
+	}
+	entries, err := os.ReadDir(rec.Path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		if err := i.changeMark(filepath.Join(rec.Path, e.Name()), sys.FanotifyUnmark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return errors.Join(i.unholdBind(rec.Path), i.records.remove(rec.Path))
+}
