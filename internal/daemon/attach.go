@@ -205,7 +205,7 @@ func (i *Instance) attachLocked(rec record, where origin, blob source.Blob, sha 
 			err = errors.Join(err, undo[n]())
 		}
 	}()
-	object, err := i.acquireLocked(ondemand.ObjectID(rec.Object), where, blob, sha)
+	object, err := i.acquireLocked(ondemand.ObjectID(rec.Object), where, blob, sha, true)
 	if err != nil {
 		return err
 	}
@@ -236,7 +236,7 @@ func makePlaceholder(path string) error {
 }
 
 // acquireLocked finds or makes the object and has it served. It owns blob.
-func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source.Blob, sha string) (*servedObject, error) {
+func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source.Blob, sha string, opens bool) (*servedObject, error) {
 	if o := i.objects[id]; o != nil {
 		o.files++
 		return o, blob.Close() // the object has one of its own
@@ -253,11 +253,12 @@ func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source
 		i.note(fmt.Sprintf("object %s was repaired when it was opened: %+v", id.Short(), r))
 		i.log.Warn("object was repaired", "object", id.Short(), "recovery", fmt.Sprintf("%+v", r))
 	}
-	return i.serveLocked(cached, where, blob)
+	return i.serveLocked(cached, where, blob, opens)
 }
 
-// serveLocked has the front end stop reads of the object. It owns cached and blob.
-func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.Blob) (*servedObject, error) {
+// serveLocked has the front end stop reads of the object, and with opens what looks
+// for holes in its file. It owns cached and blob.
+func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.Blob, opens bool) (*servedObject, error) {
 	id := cached.ID()
 	i.hosts.Store(id, where.host())
 	served, err := i.fetcher.Add(fetch.Cached(cached), blob)
@@ -265,7 +266,7 @@ func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.B
 		i.hosts.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())
 	}
-	if err := i.front.Attach(served, cached.DataPath(), nil); err != nil {
+	if err := i.front.Attach(served, cached.DataPath(), nil, opens); err != nil {
 		i.fetcher.Remove(id)
 		i.hosts.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())

@@ -185,7 +185,7 @@ func (i *Instance) reattachLocked(rec record) error {
 		if err != nil {
 			return errors.Join(err, cached.Close())
 		}
-		if o, err = i.serveLocked(cached, where, blob); err != nil {
+		if o, err = i.serveLocked(cached, where, blob, true); err != nil {
 			return err
 		}
 	}

@@ -78,7 +78,7 @@ func victim(text string) error {
 	}
 	for i, path := range task.Files {
 		o := named{ondemand.NewPresence(task.Size), ondemand.ObjectID(fmt.Sprint("victim", i))}
-		if err := fe.Attach(o, path, nobody); err != nil {
+		if err := fe.Attach(o, path, nobody, false); err != nil {
 			return err
 		}
 	}

@@ -136,11 +136,11 @@ func (f *FrontEnd) Close() error {
 
 // Attach serves reads of the file at path as reads of object: from its return
 // on, whoever opens the file is stopped at holes. What was opened before is not.
-// Events of processes for which exempt says so are let through at once: the one
-// who fills the file by its path would wait for itself. exempt may be nil; then
-// programs that look for holes are stopped when they open the file, until all of
-// it is present.
-func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid int) bool) error {
+// Events of processes for which exempt, which may be nil, says so are let through at
+// once: the one who fills the file by its path would wait for itself. With opens,
+// programs that look for holes are stopped when they open the file, until all of it is
+// present; the kernel must not be made to open it by whoever answers.
+func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid int) bool, opens bool) error {
 	file, err := sys.OpenPath(path)
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", object.ID().Short(), err)
@@ -170,7 +170,7 @@ func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid i
 	}
 	// Who fills a file by its path opens it by its path, and is not stopped there.
 	mark := sys.FanotifyMark
-	if exempt == nil {
+	if opens {
 		mark = sys.FanotifyMarkOpens
 	}
 	if err := mark(f.o.Group, file); err != nil {

@@ -17,7 +17,7 @@ func TestProgramThatLooksForHolesWaitsForAll(t *testing.T) {
 	objs := objects(t, 1, 1<<20)
 	o := objs[0]
 	in := attach(t, prepare(t, Options{Table: tableOf(objs...)}).serve())
-	if err := in.fe.Attach(o, o.Path, nil); err != nil {
+	if err := in.fe.Attach(o, o.Path, nil, true); err != nil {
 		t.Fatal(err)
 	}
 	res := ondemandtest.StartReader(t).Read(o.Path, 8192, 4096)
