@@ -132,7 +132,7 @@ var rules = []rule{
 
 // testSupport may be imported by any test, besides what its package may import.
 var testSupport = []string{
-	"features/featurestest", "ondemand/ondemandtest/...", "source/sourcetest/...", "leaktest",
+	"features/featurestest", "ondemand/ondemandtest/...", "source/sourcetest/...", "source/oci/ocitest", "leaktest",
 	"toc/toctest",
 	// Tests of the upper packages use real ones of the lower.
 	"features", "sys", "ondemand", "source/mem", "source",
@@ -195,8 +195,8 @@ var owners = map[string][]string{
 	"github.com/rogpeppe/go-internal": nil,
 	"pgregory.net/rapid":              {"ondemand/ondemandtest", "source/sourcetest"},
 	"go.uber.org/goleak":              {"ondemand/ondemandtest", "source/sourcetest", "leaktest"},
-	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "features/featurestest", "toc/toctest", "leaktest", "test/..."},
-	"log":                             {"daemon/...", "cmd/lacuna", "examples/..."},
+	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "source/oci/ocitest", "features/featurestest", "toc/toctest", "leaktest", "test/..."},
+	"log":                             {"daemon/...", "cmd/lacuna", "examples/...", "source/oci/ocitest"},
 }
 
 func TestForeignPackagesHaveOneOwner(t *testing.T) {

@@ -57,6 +57,22 @@ func IsSequential(b Blob) bool {
 	return ok && s.Sequential()
 }
 
+// Aligned is implemented by blobs whose bytes come in pieces that can only be
+// fetched whole, such as the chunks of a compressed layer. Use Align.
+type Aligned interface {
+	// Align is [off, off+n) widened to the least range that costs no more
+	// to read. It does no input or output.
+	Align(off, n int64) (int64, int64)
+}
+
+// Align is [off, off+n) as b would rather be asked for it.
+func Align(b Blob, off, n int64) (int64, int64) {
+	if a, ok := b.(Aligned); ok {
+		return a.Align(off, n)
+	}
+	return off, n
+}
+
 // Identity says which bytes a source had when it was opened, so that a later
 // opening can tell whether it has the same ones.
 type Identity struct {
@@ -80,6 +96,9 @@ type Wrapper struct{ Blob }
 
 // Sequential is the answer of the wrapped blob.
 func (w Wrapper) Sequential() bool { return IsSequential(w.Blob) }
+
+// Align is what the wrapped blob says.
+func (w Wrapper) Align(off, n int64) (int64, int64) { return Align(w.Blob, off, n) }
 
 // Identity is the one of the wrapped blob.
 func (w Wrapper) Identity() Identity { return IdentityOf(w.Blob) }

@@ -17,15 +17,15 @@ import (
 // StatusError is an answer that is neither the bytes nor a redirect.
 type StatusError struct {
 	Status     int
-	URL        string        // redacted
+	URL        string        // redacted, or what Sender.Name made of it
 	RetryAfter time.Duration // what the server asks for; 0: nothing
 }
 
-func statusError(resp *http.Response) error {
+func (a *Answer) statusError() error {
 	return &StatusError{
-		Status:     resp.StatusCode,
-		URL:        source.RedactURL(resp.Request.URL),
-		RetryAfter: retryAfter(resp.Header.Get("Retry-After"), time.Now()),
+		Status:     a.StatusCode,
+		URL:        a.body.name,
+		RetryAfter: retryAfter(a.Header.Get("Retry-After"), time.Now()),
 	}
 }
 
@@ -89,7 +89,7 @@ func retryAfter(s string, now time.Time) time.Duration {
 // RequestError is a request that got no answer, or whose answer broke off. It
 // is a source.ErrUnreachable.
 type RequestError struct {
-	URL string // redacted
+	URL string // redacted, or what Sender.Name made of it
 	Err error  // of the network, never with a URL in it
 }
 

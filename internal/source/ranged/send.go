@@ -22,20 +22,25 @@ type Sender struct {
 	Transport http.RoundTripper
 	Stall     time.Duration   // how long a body may deliver nothing
 	Life      context.Context // its end ends requests and bodies with os.ErrClosed
+	// Name is how errors name the server or file at u; nil: source.RedactURL.
+	Name func(u *url.URL) string
 }
 
 // Send sends req, which ends with ctx. The answer must be finished, refused, or
 // its body closed.
 func (s Sender) Send(ctx context.Context, req *http.Request) (*Answer, error) {
-	name := source.RedactURL(req.URL)
+	name := source.RedactURL
+	if s.Name != nil {
+		name = s.Name
+	}
 	g := newGuard(ctx, s.Life, s.Stall)
 	resp, err := s.Transport.RoundTrip(req.WithContext(g.ctx))
 	if err != nil {
-		err = g.explain(err, name)
+		err = g.explain(err, name(req.URL))
 		g.end()
 		return nil, err
 	}
-	body := &body{rc: resp.Body, guard: g, name: name, length: -1}
+	body := &body{rc: resp.Body, guard: g, name: name(req.URL), length: -1}
 	resp.Body = body
 	return &Answer{Response: resp, body: body}, nil
 }
@@ -73,7 +78,7 @@ func (a *Answer) Finish() error {
 // Refuse ends an answer that is not what was asked for, because of err.
 func (a *Answer) Refuse(err error) error {
 	if errors.Is(err, ErrStatus) {
-		err = statusError(a.Response)
+		err = a.statusError()
 	}
 	return errors.Join(err, a.Finish())
 }

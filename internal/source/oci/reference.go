@@ -1,0 +1,137 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/opencontainers/go-digest"
+)
+
+// The transports of references that are no registry's, as skopeo writes them.
+const (
+	layoutPrefix  = "oci-layout:"
+	archivePrefix = "docker-archive:"
+)
+
+// reference is what a text names.
+type reference struct {
+	// registry is its name, such as docker.io; empty: path is meant.
+	registry, repository string
+	path                 string // of a layout's directory or an archive
+	archive              bool   // path is a docker-archive
+	tag                  string // may be empty where digest or path is not
+	digest               digest.Digest
+}
+
+// String is the reference in full.
+func (r reference) String() string {
+	s := r.registry + "/" + r.repository
+	if r.registry == "" {
+		s = layoutPrefix + r.path
+		if r.archive {
+			s = archivePrefix + r.path
+		}
+	}
+	if r.digest != "" {
+		return s + "@" + r.digest.String()
+	}
+	if r.tag != "" {
+		s += ":" + r.tag
+	}
+	return s
+}
+
+// parseReference reads the forms that Open has. exists tells whether there is a
+// file, because paths may contain colons.
+func parseReference(s string, exists func(string) bool) (reference, error) {
+	if rest, ok := strings.CutPrefix(s, layoutPrefix); ok {
+		return parsePath(rest, false, exists)
+	}
+	if rest, ok := strings.CutPrefix(s, archivePrefix); ok {
+		return parsePath(rest, true, exists)
+	}
+	if strings.Contains(s, "://") {
+		return reference{}, errors.New("a reference has no scheme: write registry.example/repository:tag")
+	}
+	ref, err := name.ParseReference(s, name.WeakValidation)
+	if err != nil {
+		return reference{}, errors.New("malformed reference")
+	}
+	r := reference{registry: ref.Context().RegistryStr(), repository: ref.Context().RepositoryStr()}
+	if r.registry == name.DefaultRegistry {
+		r.registry = dockerHub
+	}
+	switch ref := ref.(type) {
+	case name.Digest:
+		r.digest, err = digest.Parse(ref.DigestStr())
+		if err != nil {
+			return reference{}, errors.New("malformed digest")
+		}
+	case name.Tag:
+		r.tag = ref.TagStr()
+	}
+	return r, nil
+}
+
+// parsePath reads PATH, PATH:TAG and, of layouts, PATH@DIGEST. Where several
+// readings are possible, the longest path that exists is meant.
+func parsePath(s string, archive bool, exists func(string) bool) (reference, error) {
+	r := reference{path: s, archive: archive}
+	if exists(s) {
+		return r, r.check()
+	}
+	if path, dgst, ok := cutLast(s, "@"); ok && !archive {
+		if d, err := digest.Parse(dgst); err == nil {
+			r.path, r.digest = path, d
+			return r, r.check()
+		}
+	}
+	for end := len(s); ; {
+		i := strings.LastIndexByte(s[:end], ':')
+		if i < 0 {
+			break
+		}
+		if exists(s[:i]) {
+			r.path, r.tag = s[:i], s[i+1:]
+			return r, r.check()
+		}
+		end = i
+	}
+	// Nothing there: the last colon is a tag's unless a directory follows.
+	if path, tag, ok := cutLast(s, ":"); ok && !strings.Contains(tag, "/") {
+		r.path, r.tag = path, tag
+	}
+	return r, r.check()
+}
+
+func (r reference) check() error {
+	if r.path == "" {
+		return errors.New("a path is missing")
+	}
+	return nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// short is a digest as messages show it.
+func short(d digest.Digest) string {
+	algorithm, hex, ok := strings.Cut(d.String(), ":")
+	if !ok || len(hex) < 12 {
+		return fmt.Sprintf("%q", d)
+	}
+	return algorithm + ":" + hex[:12]
+}
