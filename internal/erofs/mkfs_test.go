@@ -31,7 +31,7 @@ func sourceTree(t *testing.T) string {
 		must(err)
 		must(os.WriteFile(filepath.Join(dir, "a", fmt.Sprint("size", i)), b, 0o640))
 	}
-	for i := range 700 {
+	for i := range 300 {
 		must(os.WriteFile(filepath.Join(dir, "many", fmt.Sprintf("name of file number %d", i)), []byte(fmt.Sprint(i)), 0o600))
 	}
 	must(os.WriteFile(filepath.Join(dir, "zeros"), make([]byte, 300000), 0o600))

@@ -17,7 +17,7 @@ func anyImage(t *rapid.T) *Image {
 		blocks := rapid.Uint64Range(0, 40).Draw(t, "blocks")
 		img.Devices = append(img.Devices, Device{Tag: strings.Repeat("t", i+1), Blocks: blocks})
 	}
-	d := &drawing{t: t, devices: img.Devices, left: rapid.IntRange(0, 60).Draw(t, "inodes")}
+	d := &drawing{t: t, devices: img.Devices, left: rapid.SampledFrom([]int{0, 3, 100, 300}).Draw(t, "inodes")}
 	// Some images have one time, so that their inodes are compact.
 	if rapid.Bool().Draw(t, "one time") {
 		sec := rapid.Int64().Draw(t, "time")
@@ -100,7 +100,12 @@ func (d *drawing) xattrs(in *Inode) {
 
 func (d *drawing) fill(dir *Inode, depth int) {
 	names := map[string]bool{}
-	for d.left > 0 && rapid.IntRange(0, 12).Draw(d.t, "end") > 0 {
+	// One in so many ends the directory.
+	ends := make([]int, rapid.SampledFrom([]int{2, 30, 300}).Draw(d.t, "many"))
+	for i := range ends {
+		ends[i] = i
+	}
+	for d.left > 0 && rapid.SampledFrom(ends).Draw(d.t, "end") > 0 {
 		d.left--
 		length := rapid.SampledFrom([]int{1, 2, 8, 200, MaxName}).Draw(d.t, "length")
 		b := rapid.SliceOfN(rapid.Byte(), length, length).Draw(d.t, "name")
@@ -125,6 +130,7 @@ func (d *drawing) fill(dir *Inode, depth int) {
 }
 
 func TestAnyImageIsReadAsWritten(t *testing.T) {
+	largest := 0
 	rapid.Check(t, func(t *rapid.T) {
 		img := anyImage(t)
 		var b bytes.Buffer
@@ -146,7 +152,11 @@ func TestAnyImageIsReadAsWritten(t *testing.T) {
 		if err := Write(&again, got); err != nil || !bytes.Equal(again.Bytes(), b.Bytes()) {
 			t.Fatalf("written again it is different: %v", err)
 		}
+		largest = max(largest, int(r.Info().Inodes))
 	})
+	if largest < 30 {
+		t.Errorf("the largest image has %d inodes: too few to try much", largest)
+	}
 }
 
 func equal(a, b map[string]string) bool {

@@ -123,7 +123,7 @@ func TestEmptyImage(t *testing.T) {
 }
 
 func TestLookup(t *testing.T) {
-	img := &Image{Root: manyFiles(5000)}
+	img := &Image{Root: manyFiles(1500)}
 	r := open(t, write(t, img))
 	root, err := r.Node(r.Root())
 	if err != nil {
