@@ -10,6 +10,7 @@ import (
 // is for one goroutine. After an error it is of no more use.
 type Builder struct {
 	blobSize int64
+	limit    int // MaxEntries
 	entries  []Entry
 	nodes    []int32 // of each entry; a marker's is the one that it is about
 	chunks   int
@@ -23,7 +24,7 @@ type Builder struct {
 
 // NewBuilder makes a Builder for a layer's blob of the given size.
 func NewBuilder(blobSize int64) *Builder {
-	return &Builder{blobSize: blobSize, tree: newTree(), target: make(map[int32]int32)}
+	return &Builder{blobSize: blobSize, limit: MaxEntries, tree: newTree(0), target: make(map[int32]int32)}
 }
 
 // SetBlobSize says how large the blob is, where that was not known before.
@@ -45,33 +46,32 @@ func (b *Builder) Add(e Entry) (int, error) {
 	if err := checkEntry(&e); err != nil {
 		return -1, err
 	}
-	if err := b.count(&e); err != nil {
-		return -1, err
-	}
-	about := e.Name
-	if e.Type == Opaque {
-		// The marker lies in the directory that it is about.
-		about = join(about, opaqueMarker)
-	}
 	i := len(b.entries)
-	n, err := b.tree.place(about, b.entries)
-	if err != nil {
+	if err := b.put(e); err != nil {
 		return -1, err
-	}
-	if e.Type == Opaque {
-		n = b.tree.nodes[n].parent
-	}
-	b.entries, b.nodes = append(b.entries, e), append(b.nodes, n)
-	if e.Type == Whiteout || e.Type == Opaque {
-		return i, nil
 	}
 	if e.Type == Hardlink {
 		if err := b.link(int32(i)); err != nil {
 			return -1, err
 		}
 	}
-	b.tree.set(n, int32(i), b.entries)
+	if e.Type != Whiteout && e.Type != Opaque {
+		b.tree.set(b.nodes[i], int32(i), b.entries)
+	}
 	return i, nil
+}
+
+// put appends a clean entry, and finds its node.
+func (b *Builder) put(e Entry) error {
+	if err := b.count(&e); err != nil {
+		return err
+	}
+	n, err := b.tree.placeOf(&e, b.entries)
+	if err != nil {
+		return err
+	}
+	b.entries, b.nodes = append(b.entries, e), append(b.nodes, n)
+	return nil
 }
 
 // clean brings names and extended attributes into the model's form. It is false
@@ -80,14 +80,17 @@ func (b *Builder) clean(e *Entry) (keep bool, err error) {
 	if e.Name, err = CleanName(e.Name); err != nil {
 		return false, err
 	}
-	if e.Type != Whiteout && e.Type != Opaque {
-		t, victim, private, err := whiteout(e.Name)
-		switch {
-		case err != nil || private:
-			return false, err
-		case t != 0:
-			*e = Entry{Name: victim, Type: t}
-		}
+	if e.Type == Whiteout || e.Type == Opaque {
+		*e = Entry{Name: e.Name, Type: e.Type}
+		return true, nil
+	}
+	t, victim, private, err := whiteout(e.Name)
+	switch {
+	case err != nil || private:
+		return false, err
+	case t != 0:
+		*e = Entry{Name: victim, Type: t}
+		return true, nil
 	}
 	e.Xattrs = sortXattrs(e.Xattrs)
 	if e.Type != Hardlink {
@@ -116,10 +119,10 @@ func (b *Builder) count(e *Entry) error {
 	b.chunks += len(e.Chunks)
 	b.device += e.Extent()
 	switch {
-	case len(b.entries) >= MaxEntries || len(b.tree.nodes) > MaxEntries:
-		return fmt.Errorf("more than %d entries: %w", MaxEntries, ErrLimit)
-	case b.chunks > MaxEntries:
-		return fmt.Errorf("more than %d chunks: %w", MaxEntries, ErrLimit)
+	case len(b.entries) >= b.limit || len(b.tree.nodes) > b.limit:
+		return fmt.Errorf("more than %d entries: %w", b.limit, ErrLimit)
+	case b.chunks > b.limit:
+		return fmt.Errorf("more than %d chunks: %w", b.limit, ErrLimit)
 	case b.text > MaxText:
 		return fmt.Errorf("names and extended attributes of more than %d bytes: %w", MaxText, ErrLimit)
 	case b.device > MaxDevice:
@@ -134,8 +137,8 @@ func (b *Builder) Entry(i int) *Entry { return &b.entries[i] }
 
 // AddChunk adds to the chunks of the regular file that Add has returned i for.
 func (b *Builder) AddChunk(i int, c Chunk) error {
-	if b.chunks++; b.chunks > MaxEntries {
-		return fmt.Errorf("more than %d chunks: %w", MaxEntries, ErrLimit)
+	if b.chunks++; b.chunks > b.limit {
+		return fmt.Errorf("more than %d chunks: %w", b.limit, ErrLimit)
 	}
 	b.entries[i].Chunks = append(b.entries[i].Chunks, c)
 	return nil

@@ -40,11 +40,24 @@ const (
 
 const rootNode = 0
 
-func newTree() *tree {
-	return &tree{
-		nodes:    []node{{parent: -1, entry: -1}},
-		children: make(map[child]int32),
+// newTree has room for n paths.
+func newTree(n int) *tree {
+	t := &tree{nodes: make([]node, 1, n+1), children: make(map[child]int32, n)}
+	t.nodes[rootNode] = node{parent: -1, entry: -1}
+	return t
+}
+
+// placeOf is the node of what e is about: for an opaque marker its directory,
+// which the marker lies in.
+func (t *tree) placeOf(e *Entry, entries []Entry) (int32, error) {
+	if e.Type != Opaque {
+		return t.place(e.Name, entries)
 	}
+	n, err := t.place(join(e.Name, opaqueMarker), entries)
+	if err != nil {
+		return 0, err
+	}
+	return t.nodes[n].parent, nil
 }
 
 // step returns the node of name below parent, made if need be.
