@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -31,7 +30,14 @@ type Client struct {
 func Dial(ctx context.Context, socket string) (*Client, error) {
 	c := &Client{socket: socket}
 	c.http = &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, socket) },
+		DisableKeepAlives: true, // or a call would begin on a connection to a worker that is gone
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := dial(ctx, socket)
+			if err != nil {
+				err = dialError{err}
+			}
+			return conn, err
+		},
 	}}
 	conn, err := dial(ctx, socket)
 	if err != nil {
@@ -96,8 +102,9 @@ func (c *Client) post(ctx context.Context, verb string, q any) (*http.Response, 
 		if errors.As(err, &outer) {
 			err = outer.Err
 		}
-		return nil, fmt.Errorf("ask the daemon at %s: %w", c.socket, err)
+		return nil, fmt.Errorf("ask the daemon at %s: %w", c.socket, brokenOff(err))
 	}
+	resp.Body = replyBody{resp.Body}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
 	}
@@ -124,29 +131,8 @@ func call[R any](ctx context.Context, c *Client, verb string, q any) (reply R, e
 	return reply, nil
 }
 
-// Attach makes a source appear as a file.
-func (c *Client) Attach(ctx context.Context, q AttachRequest) (AttachReply, error) {
-	return call[AttachReply](ctx, c, "attach", q)
-}
-
-// Detach undoes an attach or a bind.
-func (c *Client) Detach(ctx context.Context, q DetachRequest) error {
-	_, err := call[struct{}](ctx, c, "detach", q)
-	return err
-}
-
-// Bind serves a directory.
-func (c *Client) Bind(ctx context.Context, q BindRequest) (BindReply, error) {
-	return call[BindReply](ctx, c, "bind", q)
-}
-
-// Status asks for the instance's state.
-func (c *Client) Status(ctx context.Context) (Status, error) {
-	return call[Status](ctx, c, "status", struct{}{})
-}
-
-// Hydrate fetches all data of a file, calling progress from time to time.
-func (c *Client) Hydrate(ctx context.Context, q HydrateRequest, progress func(Progress)) (err error) {
+// hydrate is one try of Hydrate.
+func (c *Client) hydrate(ctx context.Context, q HydrateRequest, progress func(Progress)) (err error) {
 	resp, err := c.post(ctx, "hydrate", q)
 	if err != nil {
 		return err
@@ -154,9 +140,7 @@ func (c *Client) Hydrate(ctx context.Context, q HydrateRequest, progress func(Pr
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
 	for dec := json.NewDecoder(resp.Body); ; {
 		var line hydrateLine
-		if err := dec.Decode(&line); errors.Is(err, io.EOF) {
-			return errors.New("the daemon went away while it was fetching")
-		} else if err != nil {
+		if err := dec.Decode(&line); err != nil {
 			return fmt.Errorf("read the daemon's reply: %w", err)
 		}
 		switch {

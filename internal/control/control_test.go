@@ -245,8 +245,9 @@ func TestServerThatGoesAwayIsAnError(t *testing.T) {
 	<-started
 	ok(t, s.Close())
 	ok(t, <-served)
-	if err := <-done; err == nil {
-		t.Error("no error")
+	var told *Error
+	if err := <-done; !errors.As(err, &told) || told.Hint == "" || !strings.Contains(told.Message, "the daemon has ended") {
+		t.Errorf("hydrate: %v", err)
 	}
 	if _, err := client.Status(t.Context()); err == nil {
 		t.Error("no error of a client whose server is gone")
