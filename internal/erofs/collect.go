@@ -105,6 +105,8 @@ func (t *tree) children(dir int32, numbers map[*Inode]int32) error {
 	in := t.nodes[dir].in
 	first := len(t.entries)
 	parent := t.nodes[dir].parent
+	t.nodes = slices.Grow(t.nodes, len(in.Children))
+	t.entries = slices.Grow(t.entries, len(in.Children)+2)
 	t.entries = append(t.entries, dirent{".", dir}, dirent{"..", parent})
 	for _, c := range in.Children {
 		t.entries = append(t.entries, dirent{c.Name, -1})

@@ -99,7 +99,7 @@ func TestDamagedImages(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	refused := 0
-	for range 400 {
+	for range 200 {
 		b := bytes.Clone(whole)
 		for range 1 + rng.IntN(3) {
 			// Most of the image is names and xattrs of little interest.
@@ -117,7 +117,7 @@ func TestDamagedImages(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d of 400 refused", refused)
+	t.Logf("%d of 200 refused", refused)
 }
 
 func TestOpenRefuses(t *testing.T) {

@@ -122,6 +122,28 @@ func TestEmptyImage(t *testing.T) {
 	}
 }
 
+func TestDeepTree(t *testing.T) {
+	bottom := &Inode{Mode: typeRegular}
+	root := dir(map[string]*Inode{"bottom": bottom})
+	const depth = 20000
+	for range depth {
+		root = dir(map[string]*Inode{"d": root})
+	}
+	b := write(t, &Image{Root: root})
+	got, err := open(t, b).Tree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(write(t, got), b) {
+		t.Error("what was read is written differently")
+	}
+	bottom.Nsec = 1e9
+	var where *EntryError
+	if err := Write(io.Discard, &Image{Root: root}); !errors.As(err, &where) || where.Path != strings.Repeat("/d", depth)+"/bottom" {
+		t.Errorf("error is %.200v", err)
+	}
+}
+
 func TestLookup(t *testing.T) {
 	img := &Image{Root: manyFiles(1500)}
 	r := open(t, write(t, img))
