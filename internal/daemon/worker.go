@@ -82,6 +82,7 @@ type worker struct {
 	failed   chan error
 	handOver bool
 	server   *control.Server
+	socket   control.Name
 }
 
 // run serves until the end, and returns with everything undone, or with
@@ -92,7 +93,7 @@ func (w *worker) run(ctx context.Context) (int, error) {
 	}
 	if err := w.begin(ctx); err != nil {
 		// The first start failed: what it made is undone again.
-		return 1, errors.Join(err, w.stop(ctx, busyWait), w.server.Close(), removeSocket(w.s.Config.Socket))
+		return 1, errors.Join(err, w.stop(ctx, busyWait), w.socket.Remove(), w.server.Close())
 	}
 	if err := w.client.Ready(); err != nil {
 		return 1, err
@@ -151,13 +152,17 @@ func (w *worker) checkpointAll() {
 
 // listen opens the control socket, or takes it over.
 func (w *worker) listen() error {
-	var l net.Listener
+	var l *net.UnixListener
 	if fds := w.held[fdControl]; len(fds) > 0 {
 		taken, err := fromHeld(fds[0], net.FileListener)
 		if err != nil {
 			return fmt.Errorf("take over the control socket: %w", err)
 		}
-		l = taken
+		var ok bool
+		if l, ok = taken.(*net.UnixListener); !ok {
+			return errors.Join(errors.New("take over the control socket: it is another kind of socket"), taken.Close())
+		}
+		l.SetUnlinkOnClose(false) // who has been handed it removes it, if it still is the same
 	} else {
 		made, err := control.Listen(w.s.Config.Socket)
 		if err != nil {
@@ -171,6 +176,10 @@ func (w *worker) listen() error {
 			return errors.Join(err, made.Close())
 		}
 		l = made
+	}
+	var err error
+	if w.socket, err = control.NameOf(w.s.Config.Socket, l); err != nil {
+		w.report("looking at the control socket", err) // its file is left at the end
 	}
 	w.server = control.NewServer(explained{w, w.foregroundNote})
 	go func() {
@@ -272,7 +281,7 @@ func (w *worker) end(ctx context.Context) (int, error) {
 		}()
 	}
 	err := w.stop(ctx, wait)
-	err = errors.Join(err, w.server.Close(), removeSocket(w.s.Config.Socket))
+	err = errors.Join(err, w.socket.Remove(), w.server.Close())
 	if lost {
 		return exitOf(err), err
 	}
@@ -300,13 +309,6 @@ func isLost(c *keeper.Client) bool {
 	default:
 		return false
 	}
-}
-
-func removeSocket(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove the control socket: %w", err)
-	}
-	return nil
 }
 
 // newKeeper starts a keeper in place of one that was killed. Until it runs this

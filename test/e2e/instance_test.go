@@ -30,7 +30,8 @@ type instance struct {
 	root   string
 	config string // file, or empty
 
-	deaf bool // its log goes where its output does
+	deaf  bool     // its log goes where its output does
+	extra []string // flags besides
 
 	keeper *exec.Cmd     // nil before start
 	ended  chan struct{} // closed when keeper has ended
@@ -137,7 +138,7 @@ func (i *instance) command(ctx context.Context, args ...string) *exec.Cmd {
 	if i.config != "" {
 		flags = append(flags, "--config", i.config)
 	}
-	return exec.CommandContext(ctx, i.bin, append(flags, args...)...)
+	return exec.CommandContext(ctx, i.bin, append(append(flags, i.extra...), args...)...)
 }
 
 // start runs args as the keeper process of the instance. Its standard output
