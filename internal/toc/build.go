@@ -43,7 +43,7 @@ func (b *Builder) Add(e Entry) (int, error) {
 	if err != nil || !keep {
 		return -1, err
 	}
-	if err := checkEntry(&e); err != nil {
+	if err := checkEntry(&e, true); err != nil {
 		return -1, err
 	}
 	i := len(b.entries)
@@ -202,7 +202,7 @@ func (b *Builder) Finish() (*TOC, error) {
 		default:
 			continue
 		}
-		if err := checkEntry(&e); err != nil {
+		if err := checkEntry(&e, true); err != nil {
 			return nil, err
 		}
 		t.Entries = append(t.Entries, e)

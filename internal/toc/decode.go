@@ -8,14 +8,17 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
+	"strings"
 )
 
 // maxEncoded bounds what Decode takes into memory: twice what a table of
 // contents within the limits can take.
 const maxEncoded = 2 << 30
 
-// Decode reads an encoded TOC from r to its end. What is not the encoding of a
-// valid TOC, whole and unchanged, is ErrInvalid.
+// Decode reads an encoded TOC from r to its end. What is not an encoding, whole
+// and unchanged, is ErrInvalid, as are entries, names and ranges that no valid TOC
+// has. Whether names occur twice or lie below files was seen to before it was
+// encoded, and takes Validate, which costs as much again.
 func Decode(r io.Reader) (*TOC, error) {
 	var b bytes.Buffer // grows in fewer steps than io.ReadAll's
 	_, err := b.ReadFrom(io.LimitReader(r, maxEncoded))
@@ -58,7 +61,7 @@ func decode(data []byte) (*TOC, error) {
 	if len(d.data)+len(d.xattrs)+len(d.chunks) > 0 {
 		return nil, fmt.Errorf("something follows its end: %w", ErrInvalid)
 	}
-	return t, t.Validate()
+	return t, t.checkEach(false)
 }
 
 // decoder reads values off data. What is not there, or not in its one form,
@@ -66,10 +69,25 @@ func decode(data []byte) (*TOC, error) {
 type decoder struct {
 	data   []byte
 	bad    bool
+	arena  arena
 	name   []byte
 	end    int64
 	xattrs []Xattr // not yet given to an entry
 	chunks []Chunk
+}
+
+// arena makes strings out of few large pieces of memory, which live as long as
+// any of the strings.
+type arena struct{ piece strings.Builder }
+
+func (a *arena) text(b []byte) string {
+	if a.piece.Cap()-a.piece.Len() < len(b) {
+		a.piece = strings.Builder{}
+		a.piece.Grow(max(len(b), 256<<10))
+	}
+	start := a.piece.Len()
+	a.piece.Write(b)
+	return a.piece.String()[start:]
 }
 
 func (d *decoder) number() uint64 {
@@ -141,14 +159,14 @@ func (d *decoder) entry(e *Entry) {
 		return
 	}
 	d.name = append(d.name[:shared], rest...)
-	e.Name = string(d.name)
+	e.Name = d.arena.text(d.name)
 	e.Mode, e.UID, e.GID = d.uint32(), d.uint32(), d.uint32()
 	e.Sec, e.Nsec = d.signed(), d.uint32()
 	switch e.Type {
 	case Char, Block:
 		e.Major, e.Minor = d.uint32(), d.uint32()
 	case Symlink, Hardlink:
-		e.Link = string(d.bytes())
+		e.Link = d.arena.text(d.bytes())
 	}
 	if n := d.count(2); n > len(d.xattrs) {
 		d.bad = true
@@ -157,7 +175,7 @@ func (d *decoder) entry(e *Entry) {
 		e.Xattrs, d.xattrs = d.xattrs[:n:n], d.xattrs[n:]
 	}
 	for i := range e.Xattrs {
-		e.Xattrs[i] = Xattr{string(d.bytes()), string(d.bytes())}
+		e.Xattrs[i] = Xattr{d.arena.text(d.bytes()), d.arena.text(d.bytes())}
 	}
 	if e.Type == Regular || e.Type == Replaced {
 		d.contents(e)
@@ -187,7 +205,7 @@ func (d *decoder) contents(e *Entry) {
 			copy(text[:], digestPrefix)
 			if raw := d.take(32); raw != nil {
 				hex.Encode(text[len(digestPrefix):], raw)
-				c.Digest = string(text[:])
+				c.Digest = d.arena.text(text[:])
 			}
 		}
 		// Sums that overflow are nobody's ranges.

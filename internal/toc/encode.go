@@ -29,8 +29,7 @@ import (
 //
 // and last the CRC-32C of all before it, four bytes, little endian.
 //
-// One TOC has one encoding, and what is not an encoding of a valid TOC does not
-// decode.
+// One TOC has one encoding.
 const (
 	encodingMagic   = "lacunaTC"
 	encodingVersion = 1

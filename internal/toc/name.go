@@ -13,37 +13,49 @@ func CleanName(raw string) (string, error) {
 	if raw == "" {
 		return "", fmt.Errorf("empty name: %w", ErrInvalid)
 	}
-	start, clean := 0, true
-	for start < len(raw) && raw[start] == '/' {
-		start++
+	// As nearly every name is, but for its ends.
+	if most := strings.TrimSuffix(strings.TrimPrefix(raw, "./"), "/"); isClean(most) {
+		return most, nil
 	}
-	// The first loop only looks: nearly every name is clean but for its ends.
-	for rest := raw[start:]; rest != ""; {
-		part, after, more := strings.Cut(rest, "/")
+	for part := range strings.SplitSeq(raw, "/") {
 		if err := checkComponent(raw, part); err != nil {
 			return "", err
 		}
-		if part == "." || (part == "" && after != "") || (part == "" && !more) {
-			clean = false
-		}
-		rest = after
 	}
-	name := strings.TrimSuffix(raw[start:], "/")
-	if !clean {
-		parts := strings.Split(name, "/")
-		kept := parts[:0]
-		for _, p := range parts {
-			if p != "" && p != "." {
-				kept = append(kept, p)
-			}
+	parts := strings.Split(raw, "/")
+	kept := parts[:0]
+	for _, p := range parts {
+		if p != "" && p != "." {
+			kept = append(kept, p)
 		}
-		name = strings.Join(kept, "/")
 	}
-	name = strings.TrimRight(name, "/")
+	name := strings.Join(kept, "/")
 	if len(name) > MaxName {
 		return "", fmt.Errorf("name of %d bytes, the limit is %d: %w", len(name), MaxName, ErrInvalid)
 	}
 	return name, nil
+}
+
+// isClean tells whether CleanName leaves name as it is.
+func isClean(name string) bool {
+	if len(name) > MaxName {
+		return false
+	}
+	begin := 0
+	for i := 0; i <= len(name); i++ {
+		if i < len(name) && name[i] != '/' {
+			if name[i] == 0 {
+				return false
+			}
+			continue
+		}
+		switch n := i - begin; {
+		case n == 0, n > MaxComponent, n == 1 && name[begin] == '.', n == 2 && name[begin] == '.' && name[begin+1] == '.':
+			return false
+		}
+		begin = i + 1
+	}
+	return true
 }
 
 func checkComponent(raw, part string) error {

@@ -2,14 +2,21 @@ package toc
 
 import (
 	"fmt"
+	"hash/maphash"
+	"math"
+	"math/bits"
 	"strings"
 )
 
 // tree has a node for every path that the entries of a Builder name, and for the
 // directories above. Memory and time are proportional to the bytes of the names.
 type tree struct {
-	nodes    []node
-	children map[child]int32
+	nodes []node
+	// table finds nodes by parent and name: 0, or a node and in the upper half a
+	// part of its hash, at the place that the hash says or the next free one
+	// after. A map of Go's takes twice the time and memory.
+	table []uint64
+	seed  maphash.Seed
 	// lastDir is the directory of the entry before, all of whose ancestors were
 	// seen to be directories: most entries follow one of the same directory.
 	lastDir  string
@@ -17,12 +24,8 @@ type tree struct {
 	lastOK   bool
 }
 
-type child struct {
-	parent int32
-	name   string
-}
-
 type node struct {
+	name   string // the last component
 	parent int32
 	// entry is the last entry of this path, -1 where there is none.
 	entry int32
@@ -42,9 +45,37 @@ const rootNode = 0
 
 // newTree has room for n paths.
 func newTree(n int) *tree {
-	t := &tree{nodes: make([]node, 1, n+1), children: make(map[child]int32, n)}
+	t := &tree{nodes: make([]node, 1, n+1), seed: maphash.MakeSeed()}
 	t.nodes[rootNode] = node{parent: -1, entry: -1}
+	t.resize(max(n, 64))
 	return t
+}
+
+// resize makes a table that n nodes fill at most to half.
+func (t *tree) resize(n int) {
+	t.table = make([]uint64, 1<<bits.Len(uint(2*n)))
+	for i := 1; i < len(t.nodes); i++ {
+		at, tag, _ := t.slot(t.nodes[i].parent, t.nodes[i].name)
+		t.table[at] = tag | uint64(i)
+	}
+}
+
+// slot is where the node of name below parent stands in the table, or would;
+// tag is the part of its hash that stands there too.
+func (t *tree) slot(parent int32, name string) (at int, tag uint64, found bool) {
+	// The parent goes through a multiplication that spreads it over all bits.
+	h := maphash.String(t.seed, name) ^ uint64(parent)*0x9E3779B97F4A7C15
+	tag = h &^ math.MaxUint32
+	mask := len(t.table) - 1
+	for at = int(h & uint64(mask)); t.table[at] != 0; at = (at + 1) & mask {
+		if t.table[at]&^math.MaxUint32 != tag {
+			continue
+		}
+		if n := &t.nodes[uint32(t.table[at])]; n.parent == parent && n.name == name {
+			return at, tag, true
+		}
+	}
+	return at, tag, false
 }
 
 // placeOf is the node of what e is about: for an opaque marker its directory,
@@ -62,13 +93,15 @@ func (t *tree) placeOf(e *Entry, entries []Entry) (int32, error) {
 
 // step returns the node of name below parent, made if need be.
 func (t *tree) step(parent int32, name string) int32 {
-	key := child{parent, name}
-	n, ok := t.children[key]
-	if !ok {
-		n = int32(len(t.nodes))
-		t.nodes = append(t.nodes, node{parent: parent, entry: -1})
-		t.nodes[parent].inside = true
-		t.children[key] = n
+	at, tag, found := t.slot(parent, name)
+	if found {
+		return int32(uint32(t.table[at]))
+	}
+	n := int32(len(t.nodes))
+	t.nodes = append(t.nodes, node{name: name, parent: parent, entry: -1})
+	t.nodes[parent].inside = true
+	if t.table[at] = tag | uint64(n); 2*len(t.nodes) > len(t.table) {
+		t.resize(len(t.table))
 	}
 	return n
 }
@@ -107,11 +140,11 @@ func (t *tree) find(name string) int32 {
 	for rest := name; rest != ""; {
 		part, after, _ := strings.Cut(rest, "/")
 		cut = max(cut, t.nodes[at].cut)
-		next, ok := t.children[child{at, part}]
+		slot, _, ok := t.slot(at, part)
 		if !ok {
 			return -1
 		}
-		at, rest = next, after
+		at, rest = int32(uint32(t.table[slot])), after
 	}
 	if e := t.nodes[at].entry; e >= cut {
 		return e

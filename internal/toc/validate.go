@@ -6,30 +6,39 @@ import "fmt"
 // itself, no name twice, nothing below what is not a directory, hard links to no
 // hard link and no directory, compressed ranges within the blob.
 func (t *TOC) Validate() error {
-	if len(t.Entries) > MaxEntries {
-		return fmt.Errorf("%d entries: %w", len(t.Entries), ErrLimit)
+	if err := t.checkEach(true); err != nil {
+		return err
 	}
 	tree := newTree(len(t.Entries))
-	var links []int
 	for i := range t.Entries {
-		e := &t.Entries[i]
-		if err := checkEntry(e); err != nil {
-			return err
-		}
-		if err := checkClean(e); err != nil {
-			return err
-		}
-		if e.Type == Hardlink {
-			links = append(links, i)
-		}
 		if err := tree.add(int32(i), t.Entries); err != nil {
 			return err
 		}
 	}
-	for _, i := range links {
+	for i := range t.Entries {
 		e := &t.Entries[i]
+		if e.Type != Hardlink {
+			continue
+		}
 		if j := tree.find(e.Link); j >= 0 && (t.Entries[j].Type == Hardlink || t.Entries[j].Type == Directory) {
 			return fmt.Errorf("hard link %s to the %s %s: %w", quote(e.Name), t.Entries[j].Type, quote(e.Link), ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// checkEach checks all that does not concern how names lie to each other.
+func (t *TOC) checkEach(digests bool) error {
+	if len(t.Entries) > MaxEntries {
+		return fmt.Errorf("%d entries: %w", len(t.Entries), ErrLimit)
+	}
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		if err := checkEntry(e, digests); err != nil {
+			return err
+		}
+		if err := checkClean(e); err != nil {
+			return err
 		}
 	}
 	return checkBlob(t)
@@ -68,7 +77,7 @@ func (t *tree) add(i int32, entries []Entry) error {
 
 // checkClean says whether the names of e are ones that a Builder lets through.
 func checkClean(e *Entry) error {
-	clean, err := isClean(e.Name), error(nil)
+	clean, err := e.Name == "" || isClean(e.Name), error(nil)
 	if e.Type != Whiteout && e.Type != Opaque && clean {
 		var t Type
 		var private bool
@@ -76,7 +85,7 @@ func checkClean(e *Entry) error {
 		clean = err == nil && t == 0 && !private
 	}
 	if e.Type == Hardlink {
-		clean = clean && e.Link != "" && isClean(e.Link)
+		clean = clean && isClean(e.Link)
 	}
 	if e.Type == Replaced && !e.HoldsPlace() {
 		return fmt.Errorf("%s without a place: %w", e.Type, ErrInvalid)
@@ -88,15 +97,6 @@ func checkClean(e *Entry) error {
 		return fmt.Errorf("name %s is not clean: %w", quote(e.Name), ErrInvalid)
 	}
 	return nil
-}
-
-// isClean tells whether CleanName leaves name as it is, or it is the root.
-func isClean(name string) bool {
-	if name == "" {
-		return true
-	}
-	clean, err := CleanName(name)
-	return err == nil && clean == name
 }
 
 // bare tells whether an entry has no metadata.
