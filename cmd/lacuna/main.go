@@ -35,6 +35,8 @@ type cli struct {
 	LogFormat string `placeholder:"text|json" help:"Format of the log on standard error [LACUNA_LOG_FORMAT]."`
 	Verbose   bool   `short:"v" help:"Log more [LACUNA_VERBOSE]."`
 
+	Mount    mountCmd    `cmd:"" help:"Mount a container image at once; its data is fetched when it is read."`
+	Umount   umountCmd   `cmd:"" help:"Undo mount."`
 	Attach   attachCmd   `cmd:"" help:"Make a file behind a URL appear on this disk at once."`
 	Detach   detachCmd   `cmd:"" help:"Take an attached file or a bound directory away again."`
 	Bind     bindCmd     `cmd:"" help:"Serve a directory of hollow files to a daemon of your own."`

@@ -39,7 +39,9 @@ type handlers struct {
 func (h handlers) Attach(ctx context.Context, q AttachRequest) (AttachReply, error) {
 	return h.attach(ctx, q)
 }
-func (h handlers) Detach(ctx context.Context, q DetachRequest) error { return h.detach(ctx, q) }
+func (h handlers) Mount(context.Context, MountRequest) (MountReply, error) { return MountReply{}, nil }
+func (h handlers) Umount(context.Context, UmountRequest) error             { return nil }
+func (h handlers) Detach(ctx context.Context, q DetachRequest) error       { return h.detach(ctx, q) }
 func (h handlers) Bind(ctx context.Context, q BindRequest) (BindReply, error) {
 	return h.bind(ctx, q)
 }

@@ -77,6 +77,70 @@ type BindReply struct {
 	Notes []string `json:"notes,omitempty"`
 }
 
+// MountRequest asks for an image to appear as a directory.
+type MountRequest struct {
+	// Image is a reference of an image in a registry, or oci-layout:PATH or
+	// docker-archive:PATH with an absolute path.
+	Image string `json:"image"`
+	// Dir is the absolute path where it appears: absent, or an empty directory.
+	Dir string `json:"dir"`
+	// Platform is os/arch or os/arch/variant; empty: this machine's.
+	Platform string `json:"platform,omitempty"`
+	// Authfile has credentials, in place of the daemon's user's.
+	Authfile string `json:"authfile,omitempty"`
+	// DockerConfig is the directory of docker's config.json.
+	DockerConfig string `json:"docker_config,omitempty"`
+	// HostsDir has mirrors as containerd's hosts.toml files say them.
+	HostsDir string `json:"hosts_dir,omitempty"`
+	// PlainHTTP speaks to the registry without encryption.
+	PlainHTTP bool `json:"plain_http,omitempty"`
+}
+
+// MountReply tells what was mounted.
+type MountReply struct {
+	Digest string `json:"digest"`
+	Layers int    `json:"layers"`
+	Files  int    `json:"files"`
+	// Size is the sum of the devices' sizes.
+	Size  int64    `json:"size"`
+	Notes []string `json:"notes,omitempty"`
+}
+
+// UmountRequest undoes a mount.
+type UmountRequest struct {
+	// Dir is where it is mounted, absolute.
+	Dir string `json:"dir"`
+	// Lazy takes the name away at once, and the rest when nobody uses it any more.
+	Lazy bool `json:"lazy,omitempty"`
+}
+
+// Mounted is one mounted image.
+type Mounted struct {
+	Dir    string `json:"dir"`
+	Image  string `json:"image"`
+	Digest string `json:"digest"`
+	// Leaving: it is unmounted, and still in use.
+	Leaving bool           `json:"leaving,omitempty"`
+	Files   int            `json:"files"`
+	Layers  []MountedLayer `json:"layers"`
+}
+
+// MountedLayer is a layer of a mounted image.
+type MountedLayer struct {
+	Digest string `json:"digest"`
+	// Format that its table of contents came from.
+	Format string `json:"format"`
+	// Object is that of its device; empty: it has no data.
+	Object   string `json:"object,omitempty"`
+	Size     int64  `json:"size"`
+	Present  int64  `json:"present"`
+	Verified bool   `json:"verified"`
+	Hits     uint64 `json:"hits"`
+	Misses   uint64 `json:"misses"`
+	Requests uint64 `json:"requests"`
+	Fetched  int64  `json:"fetched"`
+}
+
 // HydrateRequest asks for all data of an attached file.
 type HydrateRequest struct {
 	File string `json:"file"`
@@ -99,6 +163,7 @@ type Status struct {
 	Foreground bool       `json:"foreground,omitempty"`
 	Requests   Requests   `json:"requests"`
 	Attached   []Attached `json:"attached"`
+	Mounted    []Mounted  `json:"mounted"`
 	Bound      []Bound    `json:"bound"`
 	// Broken is what was attached or bound before this worker and cannot be
 	// served by it: reads of what is missing are denied.

@@ -14,6 +14,18 @@ import (
 // Handler does what the commands ask for. Its methods may be called
 // concurrently. An error that is not an *Error is shown as it is, with ExitError.
 type Handler interface {
+	Files
+	Mounts
+}
+
+// Mounts is the part about images.
+type Mounts interface {
+	Mount(context.Context, MountRequest) (MountReply, error)
+	Umount(context.Context, UmountRequest) error
+}
+
+// Files is the part about single files and directories of them.
+type Files interface {
 	Attach(context.Context, AttachRequest) (AttachReply, error)
 	Detach(context.Context, DetachRequest) error
 	Bind(context.Context, BindRequest) (BindReply, error)
@@ -44,6 +56,10 @@ func NewServer(h Handler) *Server {
 		return struct{}{}, h.Detach(ctx, q)
 	}))
 	mux.HandleFunc("POST /v1/bind", handle(h.Bind))
+	mux.HandleFunc("POST /v1/mount", handle(h.Mount))
+	mux.HandleFunc("POST /v1/umount", handle(func(ctx context.Context, q UmountRequest) (struct{}, error) {
+		return struct{}{}, h.Umount(ctx, q)
+	}))
 	mux.HandleFunc("POST /v1/status", handle(func(ctx context.Context, _ struct{}) (Status, error) {
 		return h.Status(ctx)
 	}))

@@ -271,7 +271,7 @@ func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.B
 		i.hosts.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())
 	}
-	o := &servedObject{cached: cached, served: served, blob: blob, origin: where, files: 1}
+	o := &servedObject{cached: cached, served: served, blob: blob, asked: blob, origin: where, files: 1}
 	i.objects[id] = o
 	return o, nil
 }

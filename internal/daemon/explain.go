@@ -39,6 +39,18 @@ func (e explained) Attach(ctx context.Context, q control.AttachRequest) (control
 	return reply, toldError(err)
 }
 
+// Mount is the instance's.
+func (e explained) Mount(ctx context.Context, q control.MountRequest) (control.MountReply, error) {
+	reply, err := e.Handler.Mount(ctx, q)
+	reply.Notes = e.notes(reply.Notes, err)
+	return reply, toldError(err)
+}
+
+// Umount is the instance's.
+func (e explained) Umount(ctx context.Context, q control.UmountRequest) error {
+	return toldError(e.Handler.Umount(ctx, q))
+}
+
 // Detach is the instance's.
 func (e explained) Detach(ctx context.Context, q control.DetachRequest) error {
 	return toldError(e.Handler.Detach(ctx, q))

@@ -96,6 +96,10 @@ type handler struct{ err error }
 func (h handler) Attach(context.Context, control.AttachRequest) (control.AttachReply, error) {
 	return control.AttachReply{}, h.err
 }
+func (h handler) Mount(context.Context, control.MountRequest) (control.MountReply, error) {
+	return control.MountReply{}, h.err
+}
+func (h handler) Umount(context.Context, control.UmountRequest) error { return h.err }
 func (h handler) Detach(context.Context, control.DetachRequest) error { return h.err }
 func (h handler) Bind(context.Context, control.BindRequest) (control.BindReply, error) {
 	return control.BindReply{}, h.err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/features"
 	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/keeper"
@@ -32,6 +33,7 @@ type Instance struct {
 	flight  *fanotify.Inflight
 	root    *cache.Root
 	records records
+	library *prepare.Library
 	sources *opener
 	fetcher *fetch.Fetcher
 	table   *ondemand.Table
@@ -50,6 +52,7 @@ type Instance struct {
 	files     map[string]*attachedFile // by path
 	objects   map[ondemand.ObjectID]*servedObject
 	bound     map[string]*boundDir // by directory
+	mounts    map[string]*mountedImage
 	unguarded []control.Unguarded
 
 	loops map[string]bool // what checkLoops has reported; its caller's alone
@@ -67,7 +70,8 @@ type servedObject struct {
 	served *fetch.Object
 	blob   source.Blob
 	origin origin
-	files  int // attached files that show it
+	asked  source.Blob // what is under blob and counts its requests
+	files  int         // attached files that show it, or mounts
 }
 
 // attachedFile is a place where an object appears.
@@ -213,6 +217,9 @@ func (i *Instance) openRoot() error {
 		return err // it names the root
 	}
 	i.root = root
+	if i.library, err = prepare.Open(c.Root); err != nil {
+		return err
+	}
 	if i.records, err = openRecords(c.Root); err != nil {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/lacunafs/lacuna/internal/control"
 )
 
 // recordVersion is the version of records that this program reads and writes.
@@ -19,6 +21,7 @@ const recordVersion = 1
 const (
 	kindAttach = "attach"
 	kindBind   = "bind"
+	kindMount  = "mount"
 )
 
 // record says, in a file below the cache root, that something is served. It is
@@ -27,16 +30,22 @@ const (
 type record struct {
 	Version int    `json:"version"`
 	Kind    string `json:"kind"`
-	// Path of the attached file or the bound directory.
+	// Path of the attached file, the bound directory or the mounted one.
 	Path string `json:"path"`
 	// Object, for an attached file.
 	Object string `json:"object,omitempty"`
 	// Size of the object in bytes.
 	Size int64 `json:"size,omitempty"`
-	// Placeholder: the file was absent, and an empty one made to mount on.
+	// Placeholder: the file or directory was absent, and an empty one made to mount on.
 	Placeholder bool `json:"placeholder,omitempty"`
 	// Forget: the object cannot be recognised again and goes with its last file.
 	Forget bool `json:"forget,omitempty"`
+	// Plan is the key of a mounted image's plan, Superblock names its filesystem
+	// (see mount.Alive; empty before it is mounted), and Mount is what was asked for.
+	Plan       string                `json:"plan,omitempty"`
+	Superblock string                `json:"superblock,omitempty"`
+	Device     uint64                `json:"device,omitempty"` // st_dev of its files
+	Mount      *control.MountRequest `json:"mount,omitempty"`
 	// Devnode is the bound directory's socket.
 	Devnode string `json:"devnode,omitempty"`
 	// Tag is what the daemon on the devnode last called itself.

@@ -65,6 +65,9 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 		alone.Files = append(alone.Files, rec.Path)
 		return i.records.remove(rec.Path)
 	}
+	if rec.Kind == kindMount {
+		return i.restoreMount(rec, mounts, alone)
+	}
 	mounted, err := i.standing(rec, mounts)
 	if err != nil {
 		return err

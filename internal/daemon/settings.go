@@ -29,11 +29,12 @@ import (
 type Settings struct {
 	Config  config.Config `json:"config"`
 	Version string        `json:"version"`
-	// Foreground: the instance serves only what Attach or Bind says at
+	// Foreground: the instance serves only what Attach, Bind or Mount says at
 	// start, and ends when its keeper does.
 	Foreground bool                   `json:"foreground,omitempty"`
 	Attach     *control.AttachRequest `json:"attach,omitempty"`
 	Bind       *control.BindRequest   `json:"bind,omitempty"`
+	Mount      *control.MountRequest  `json:"mount,omitempty"`
 	// Systemd: systemd is the keeper.
 	Systemd bool `json:"systemd,omitempty"`
 	// Proxy chooses a proxy for a request to a source; nil: none. It is for

@@ -22,6 +22,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/source/file"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
 	"github.com/lacunafs/lacuna/internal/source/limit"
+	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/source/retry"
 	"github.com/lacunafs/lacuna/internal/source/trace"
 )
@@ -42,6 +43,8 @@ type origin struct {
 const (
 	originHTTP = "http"
 	originFile = "file"
+	// originLayer is a layer's device: it is opened by way of its image.
+	originLayer = "layer"
 )
 
 // redacted is the name without what is secret in it.
@@ -56,6 +59,10 @@ func (o origin) redacted() string {
 func (o origin) host() string {
 	if u, err := url.Parse(o.Name); o.Kind == originHTTP && err == nil {
 		return u.Scheme + "://" + u.Host
+	}
+	if o.Kind == originLayer {
+		registry, _, _ := strings.Cut(o.Name, "/")
+		return "registry " + registry
 	}
 	return "local files"
 }
@@ -153,8 +160,21 @@ func checkPath(name string) error {
 	return nil
 }
 
+// imageOptions are how an image is asked for.
+func (o *opener) imageOptions(q control.MountRequest) oci.Options {
+	return oci.Options{
+		Platform: q.Platform, Authfile: q.Authfile, DockerConfig: q.DockerConfig, HostsDir: q.HostsDir, PlainHTTP: q.PlainHTTP,
+		OpenFile:  file.Open,
+		UserAgent: o.options.UserAgent, Stall: o.options.Stall, ResponseHeader: o.options.ResponseHeader,
+		ConnsPerHost: o.options.ConnsPerHost, Proxy: o.options.Proxy,
+	}
+}
+
 // reopen makes the blob of a known origin, without asking the source.
 func (o *opener) reopen(where origin) (source.Blob, error) {
+	if where.Kind == originLayer {
+		return nil, fmt.Errorf("open %s: a layer's device is opened by mounting its image", where.Name)
+	}
 	if where.Kind == originFile {
 		return o.wrap(where, file.Reopen(where.Name, where.Identity)), nil
 	}

@@ -20,7 +20,7 @@ func (i *Instance) Status(context.Context) (control.Status, error) {
 			Pending: t.Pending, Filled: t.Filled, Failed: t.Failed, Expired: t.Expired,
 			Flushed: t.Flushed, Coalesced: t.Coalesced, P50: t.P50, P99: t.P99,
 		},
-		Attached: []control.Attached{}, Bound: []control.Bound{},
+		Attached: []control.Attached{}, Bound: []control.Bound{}, Mounted: []control.Mounted{},
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -34,6 +34,12 @@ func (i *Instance) Status(context.Context) (control.Status, error) {
 	}
 	slices.SortFunc(s.Attached, func(a, b control.Attached) int { return strings.Compare(a.File, b.File) })
 	slices.SortFunc(s.Broken, func(a, b control.Broken) int { return strings.Compare(a.Path, b.Path) })
+	for _, m := range i.mounts {
+		if m.plan != nil {
+			s.Mounted = append(s.Mounted, i.mountedStatus(m))
+		}
+	}
+	slices.SortFunc(s.Mounted, func(a, b control.Mounted) int { return strings.Compare(a.Dir, b.Dir) })
 	for _, b := range i.bound {
 		s.Bound = append(s.Bound, i.boundStatus(b))
 	}
@@ -60,7 +66,7 @@ func (i *Instance) attachedStatus(f *attachedFile) control.Attached {
 	default:
 		fetched.Verified = "unverifiable"
 	}
-	asked := statsOf(o.blob)
+	asked := statsOf(o.asked)
 	fetched.Requests, fetched.Fetched = uint64(asked.Requests), asked.Bytes
 	fetched.SourceP50, fetched.SourceP99 = asked.FirstByte.Quantile(0.50), asked.FirstByte.Quantile(0.99)
 	if st.Err != nil {

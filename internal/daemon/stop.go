@@ -73,6 +73,21 @@ func (i *Instance) takeDownAll() (left []string, err error) {
 			errs = append(errs, i.unbindLocked(b))
 		}
 	}
+	for path, m := range i.mounts {
+		if m.plan == nil {
+			continue // its mount is going on, and fails
+		}
+		err := i.unmountImage(m, false)
+		if err == nil {
+			err = i.forgetMountLocked(m)
+		}
+		switch {
+		case errors.Is(err, syscall.EBUSY) || err == nil && i.mounts[path] != nil:
+			left = append(left, fmt.Sprintf("%s by %s", path, i.usersOfMount(m)))
+		case err != nil:
+			left = append(left, err.Error())
+		}
+	}
 	for path, f := range i.files {
 		if f.object == nil {
 			continue // its attach is going on, and fails; or takeDown finds it

@@ -31,7 +31,8 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 		s: s, log: log, client: client, held: held, started: time.Now(),
 		pushed: make(map[string][]*sys.FD), files: make(map[string]*attachedFile),
 		objects: make(map[ondemand.ObjectID]*servedObject), bound: make(map[string]*boundDir),
-		loops: make(map[string]bool),
+		mounts: make(map[string]*mountedImage),
+		loops:  make(map[string]bool),
 	}
 	// Signals are taken from the first moment on, or one would kill us.
 	signals := make(chan os.Signal, 8)
@@ -108,6 +109,7 @@ func (w *worker) run(ctx context.Context) (int, error) {
 				w.report("touching the lock", err)
 			}
 			w.checkLoops()
+			w.forgetLeft()
 			if w.s.Foreground && w.servesNothing() {
 				return w.end(ctx) // all was detached by another command
 			}
@@ -136,7 +138,7 @@ func (w *worker) run(ctx context.Context) (int, error) {
 func (w *worker) servesNothing() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.files) == 0 && len(w.bound) == 0
+	return len(w.files) == 0 && len(w.bound) == 0 && len(w.mounts) == 0
 }
 
 // checkpointAll makes presence durable, so that the next worker need not fetch again.
@@ -225,6 +227,15 @@ func (w *worker) begin(ctx context.Context) error {
 			for _, note := range reply.Notes {
 				w.log.Warn(note)
 			}
+		}
+	}
+	if q := w.s.Mount; q != nil && w.servesNothing() {
+		reply, err := w.Mount(ctx, *q)
+		if err != nil {
+			return err
+		}
+		for _, note := range reply.Notes {
+			w.log.Warn(note)
 		}
 	}
 	if q := w.s.Bind; q != nil && w.servesNothing() {

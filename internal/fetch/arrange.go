@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
 )
 
 // aheadParts is how many requests one window may take: where more pieces of it
@@ -65,7 +66,7 @@ func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 // joinLocked makes w wait for the streams that will bring blocks that it
 // needs, and returns what none of them brings soon, as ranges to request.
 func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
-	wide := widen(w.r, o.Size())
+	wide := o.align(widen(w.r, o.Size()))
 	rest := join(o.cache.Missing(wide))
 	for _, s := range o.running {
 		first := firstIn(need, s.rest())
@@ -86,18 +87,27 @@ func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
 	return slices.DeleteFunc(rest, func(r ondemand.Range) bool { return firstIn(need, r) < 0 })
 }
 
+// align is r as the source would rather be asked for it, in whole blocks.
+func (o *Object) align(r ondemand.Range) ondemand.Range {
+	if r.Empty() {
+		return r
+	}
+	off, n := source.Align(o.blob, r.Off, r.Len)
+	return ondemand.Range{Off: off, Len: n}.Blocks(o.Size())
+}
+
 // aheadPartsLocked is what a asks for and nobody brings yet.
 func (o *Object) aheadPartsLocked(a advice) []ondemand.Range {
 	if a.head < 0 || a.ahead.Empty() {
 		return nil
 	}
-	parts := join(o.cache.Missing(a.ahead))
+	parts := join(o.cache.Missing(o.align(a.ahead)))
 	for _, s := range o.running {
 		if !s.unwanted {
 			parts = subtract(parts, s.rest())
 		}
 	}
-	for _, s := range o.queuedLocked(a.ahead) {
+	for _, s := range o.queuedLocked(o.align(a.ahead)) {
 		parts = subtract(parts, s.rest())
 	}
 	return parts
@@ -124,7 +134,7 @@ func (o *Object) aheadLocked(a advice, parts []ondemand.Range) {
 	if a.head < 0 {
 		return
 	}
-	end := a.ahead.End()
+	end := o.align(a.ahead).End()
 	for i, r := range parts {
 		if i == aheadParts {
 			end = r.Off

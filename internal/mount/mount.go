@@ -23,6 +23,8 @@ type Mount struct {
 	Point string
 	// Type of filesystem.
 	Type string
+	// Source is what the filesystem was made of, such as a device.
+	Source string
 }
 
 // List returns this process's mounts, in the order in which they were made.
@@ -59,11 +61,12 @@ func parseLine(line string) (Mount, error) {
 	head, tail, ok := strings.Cut(line, " - ")
 	// Only the blank separates: other white space in a path stands for itself.
 	fields := strings.Split(head, " ")
-	kind, _, _ := strings.Cut(tail, " ")
+	kind, from, _ := strings.Cut(tail, " ")
+	from, _, _ = strings.Cut(from, " ")
 	if !ok || len(fields) < 6 || kind == "" {
 		return Mount{}, bad
 	}
-	m := Mount{Root: unescape(fields[3]), Point: unescape(fields[4]), Type: kind}
+	m := Mount{Root: unescape(fields[3]), Point: unescape(fields[4]), Type: kind, Source: unescape(from)}
 	id, err1 := strconv.Atoi(fields[0])
 	parent, err2 := strconv.Atoi(fields[1])
 	major, minor, ok := strings.Cut(fields[2], ":")

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon"
+)
+
+// mountCmd makes an image appear as a directory.
+type mountCmd struct {
+	Image      string `arg:"" name:"IMAGE" help:"Reference of an image, or oci-layout:DIR or docker-archive:FILE."`
+	Dir        string `arg:"" name:"DIR" help:"Where it appears: a name that is free, or an empty directory."`
+	Platform   string `placeholder:"OS/ARCH" help:"Which image of an index; this machine's by default."`
+	Authfile   string `placeholder:"FILE" help:"Credentials, in the form of docker's config.json or podman's auth.json."`
+	HostsDir   string `placeholder:"DIR" help:"Mirrors, as containerd's certs.d directory has them."`
+	PlainHTTP  bool   `name:"plain-http" help:"Speak to the registry without encryption."`
+	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
+}
+
+// Help is the long help.
+func (mountCmd) Help() string {
+	return `IMAGE is a reference such as registry.example/app:1, with a digest or a tag, or
+oci-layout:DIR[:TAG], or docker-archive:FILE[:NAME:TAG]. DIR is where its
+filesystem appears, whole and read-only, as a native EROFS filesystem of the
+kernel. All names are there at once; data is fetched, and verified, when it is
+read, and stays in the cache.
+
+Layers in the eStargz and zstd:chunked formats are mounted without a download.
+Other layers are downloaded once, when they are first mounted.
+
+Credentials come from docker's configuration, or from --authfile. Registries on
+this machine, and those for which --plain-http is given, are spoken to without
+encryption.
+
+Where a daemon listens, it serves DIR, and the command returns. Otherwise the
+command serves it itself: it prints "ready" when it is mounted, runs until
+SIGINT or SIGTERM, and unmounts it again.
+
+  # lacuna mount registry.example/app:1 /mnt/app
+  ready
+
+EXIT STATUS
+  0  it is mounted; in the foreground: it was, until a signal
+  1  error, such as a full disk
+  2  wrong usage: DIR is not empty, lies in the cache, has no parent
+  3  not supported by this kernel or the cache's filesystem, or not root
+  4  a layer or the manifest is not what its digest says
+  5  the registry cannot be reached, or does not give the image
+  6  something is mounted on DIR, or another instance has the cache`
+}
+
+// Run is the verb.
+func (c *mountCmd) Run(a *app) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	q := control.MountRequest{Platform: c.Platform, PlainHTTP: c.PlainHTTP, DockerConfig: dockerConfig()}
+	if q.Image, err = absoluteImage(c.Image); err != nil {
+		return err
+	}
+	for _, p := range []struct {
+		to   *string
+		from string
+	}{{&q.Dir, c.Dir}, {&q.Authfile, c.Authfile}, {&q.HostsDir, c.HostsDir}} {
+		if p.from == "" && p.to != &q.Dir {
+			continue
+		}
+		if *p.to, err = filepath.Abs(p.from); err != nil {
+			return fmt.Errorf("find %s: %w", p.from, err)
+		}
+	}
+	ctx, stop := interruptible()
+	defer stop()
+	client, err := a.dialUnless(ctx, c.Foreground, cfg.Socket)
+	if err != nil {
+		return err
+	}
+	told := a.tellLater("asking for " + c.Image)
+	defer told()
+	if client == nil {
+		return a.foreground(daemon.Settings{Config: cfg, Mount: &q}, told)
+	}
+	defer client.Close()
+	reply, err := client.Mount(ctx, q)
+	told()
+	if err != nil {
+		return err
+	}
+	a.notes(reply.Notes)
+	return a.print("mounted %s (%s, %s, %s)\n", pathText(q.Dir), count(reply.Layers, "layer"), count(reply.Files, "file"), sizeText(reply.Size))
+}
+
+// absoluteImage makes the path in a reference absolute: the daemon lives elsewhere.
+func absoluteImage(ref string) (string, error) {
+	for _, kind := range []string{"oci-layout:", "docker-archive:"} {
+		path, ok := strings.CutPrefix(ref, kind)
+		if !ok {
+			continue
+		}
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return "", fmt.Errorf("find %s: %w", path, err)
+		}
+		return kind + abs, nil
+	}
+	return ref, nil
+}
+
+// dockerConfig is where docker keeps credentials for this user.
+func dockerConfig() string {
+	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
+		return dir
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		return filepath.Join(home, ".docker")
+	}
+	return ""
+}
+
+// umountCmd undoes mount.
+type umountCmd struct {
+	Dir  string `arg:"" name:"DIR" help:"Where an image is mounted."`
+	Lazy bool   `help:"Take the name away at once, and the rest when nobody uses it any more."`
+}
+
+// Help is the long help.
+func (umountCmd) Help() string {
+	return `DIR is where an image is mounted. A mount that somebody uses stays; the message
+names who. With --lazy its name goes at once, and those who use it are served
+until they are done. What was fetched stays in the cache.
+
+EXIT STATUS
+  0  it is unmounted
+  1  no image is mounted there, or no instance runs, or another error
+  2  wrong usage
+  6  somebody uses it`
+}
+
+// Run is the verb.
+func (c *umountCmd) Run(a *app) error {
+	path, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", c.Dir, err)
+	}
+	return a.ask(func(ctx context.Context, client *control.Client) error {
+		return client.Umount(ctx, control.UmountRequest{Dir: path, Lazy: c.Lazy})
+	})
+}

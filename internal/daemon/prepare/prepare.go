@@ -1,0 +1,254 @@
+package prepare
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/erofs"
+	"github.com/lacunafs/lacuna/internal/fetch/device"
+	"github.com/lacunafs/lacuna/internal/image"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/toc"
+	"github.com/lacunafs/lacuna/internal/toc/estargz"
+	"github.com/lacunafs/lacuna/internal/toc/tarscan"
+	"github.com/lacunafs/lacuna/internal/toc/zstdchunked"
+)
+
+// layersAtOnce is how many layers are read or downloaded at the same time.
+const layersAtOnce = 4
+
+// Job prepares one image.
+type Job struct {
+	// Root holds the objects.
+	Root *cache.Root
+	// Image to prepare, and what was asked for it by.
+	Image *oci.Image
+	Asked Asked
+	// Blob opens a layer, with retries and what else its requests should have.
+	Blob func(ctx context.Context, l oci.Layer) (source.Blob, error)
+	// Meta describes the object of a layer's device.
+	Meta func(n int, l Layer) (cache.Meta, error)
+}
+
+// prepared is a layer with its table of contents.
+type prepared struct {
+	Layer
+	toc *toc.TOC
+}
+
+// Prepare returns the image's plan, and makes it first where there is none: it
+// reads the layers' tables of contents, downloads layers that have none, and writes
+// the filesystem image. What fails leaves objects that are complete, for the next try.
+func (l *Library) Prepare(ctx context.Context, j Job) (*Plan, error) {
+	key := keyOf(j.Image)
+	if p, err := l.Load(key); err == nil && p.Asked == j.Asked && l.complete(j.Root, p) {
+		return p, nil
+	}
+	layers := make([]prepared, len(j.Image.Layers))
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.SetLimit(layersAtOnce)
+	for n := range layers {
+		tasks.Go(func() (err error) {
+			if layers[n], err = l.layer(ctx, j, n); err != nil {
+				return fmt.Errorf("layer %d of %d: %w", n+1, len(layers), err)
+			}
+			return nil
+		})
+	}
+	if err := tasks.Wait(); err != nil {
+		return nil, err
+	}
+	return l.merge(j, key, layers)
+}
+
+// complete tells whether a plan can be mounted as it is: layers that had to be
+// downloaded are there.
+func (l *Library) complete(root *cache.Root, p *Plan) bool {
+	if _, err := os.Stat(p.Metadata); err != nil {
+		return false
+	}
+	for _, layer := range p.Layers {
+		if _, err := os.Stat(l.tocPath(layer)); err != nil {
+			return false
+		}
+		if layer.Format == Scanned && layer.Size > 0 && !exists(root, layer) {
+			return false
+		}
+	}
+	return true
+}
+
+func exists(root *cache.Root, layer Layer) bool {
+	_, err := os.Stat(filepath.Join(root.Dir(), "objects", string(layer.Device[:2]), string(layer.Device), "data"))
+	return err == nil
+}
+
+func (l *Library) tocPath(layer Layer) string {
+	return filepath.Join(l.dir, "layers", string(layer.Device)+".toc")
+}
+
+// layer finds a layer's table of contents, in the cache first.
+func (l *Library) layer(ctx context.Context, j Job, n int) (prepared, error) {
+	from := j.Image.Layers[n]
+	for _, f := range []Format{EStargz, ZstdChunked, Scanned} {
+		p := prepared{Layer: Layer{Device: deviceID(from, f), Format: f}}
+		t, verified, err := l.loadTOC(p.Layer)
+		if err != nil {
+			continue // none, or one that is read anew
+		}
+		p.toc, p.Size, p.Verified = t, t.DeviceSize(), verified
+		if f != Scanned || p.Size == 0 || exists(j.Root, p.Layer) {
+			return p, nil
+		}
+	}
+	blob, err := j.Blob(ctx, from)
+	if err != nil {
+		return prepared{}, err
+	}
+	p, err := l.read(ctx, j, n, blob)
+	return p, errors.Join(err, blob.Close())
+}
+
+// read reads a layer's table of contents from the blob.
+func (l *Library) read(ctx context.Context, j Job, n int, blob source.Blob) (prepared, error) {
+	from := j.Image.Layers[n]
+	layer := &toc.Layer{Blob: blob, Annotations: from.Annotations}
+	for _, r := range []struct {
+		format Format
+		read   toc.Read
+	}{{ZstdChunked, zstdchunked.Read}, {EStargz, estargz.Read}} {
+		if source.IsSequential(blob) {
+			break
+		}
+		reading, err := r.read(ctx, layer)
+		if errors.Is(err, toc.ErrNotFormat) {
+			continue
+		}
+		if err != nil {
+			return prepared{}, err
+		}
+		p := prepared{Layer: Layer{Device: deviceID(from, r.format), Format: r.format}, toc: reading.TOC}
+		// Whether its chunks can be had as a device is found out here.
+		d, err := device.New(blob, reading.TOC)
+		if err != nil {
+			return prepared{}, err
+		}
+		p.Size, p.Verified = d.Size(), reading.Verified && d.Verified()
+		return p, l.saveTOC(p)
+	}
+	return l.download(ctx, j, n, blob)
+}
+
+// download streams a layer once: its device is filled and its table of contents
+// made as it passes. The object gets its name when the digests are right.
+func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) (p prepared, err error) {
+	from := j.Image.Layers[n]
+	draft, err := j.Root.NewDraft()
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, draft.Discard()) }()
+	body, err := blob.ReadRange(ctx, 0, blob.Size())
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, body.Close()) }()
+	place := int64(0)
+	t, sums, err := tarscan.Scan(ctx, body, tarscan.Options{Data: func(e *toc.Entry) (io.WriterAt, error) {
+		at := place
+		place += e.Extent()
+		return io.NewOffsetWriter(draft, at), nil
+	}})
+	if err != nil {
+		return p, err
+	}
+	if sums.Digest != from.Digest.String() {
+		return p, fmt.Errorf("the blob has digest %s, the manifest says %s: %w", sums.Digest, from.Digest, toc.ErrDigest)
+	}
+	if from.DiffID != "" && sums.DiffID != from.DiffID.String() {
+		return p, fmt.Errorf("the layer has DiffID %s, the configuration says %s: %w", sums.DiffID, from.DiffID, toc.ErrDigest)
+	}
+	p = prepared{Layer: Layer{Device: deviceID(from, Scanned), Format: Scanned, Size: t.DeviceSize(), Verified: true}, toc: t}
+	if place != p.Size {
+		return p, fmt.Errorf("internal error: files take %d bytes of a device of %d", place, p.Size)
+	}
+	if p.Size > 0 {
+		meta, err := j.Meta(n, p.Layer)
+		if err != nil {
+			return p, err
+		}
+		object, err := draft.Commit(meta)
+		if err != nil {
+			return p, err
+		}
+		if err := object.Close(); err != nil {
+			return p, err
+		}
+	}
+	return p, l.saveTOC(p)
+}
+
+// merge writes the filesystem image and the plan.
+func (l *Library) merge(j Job, key string, layers []prepared) (*Plan, error) {
+	var in []image.Layer
+	p := &Plan{Version: planVersion, Asked: j.Asked, Image: *j.Image, Key: key}
+	for _, layer := range layers {
+		in = append(in, image.Layer{TOC: layer.toc, Tag: string(layer.Device)})
+		p.Layers = append(p.Layers, layer.Layer)
+	}
+	merged, err := image.Merge(in)
+	if err != nil {
+		return nil, err
+	}
+	p.Devices, p.Files = merged.Layers, merged.Files
+	dir := filepath.Join(l.dir, "images", key)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("keep the image: %w", err)
+	}
+	p.Metadata = filepath.Join(dir, "metadata.erofs")
+	err = replace(p.Metadata, func(w io.Writer) error { return erofs.Write(w, merged.Image) })
+	if err != nil {
+		return nil, err
+	}
+	err = replace(filepath.Join(dir, "plan.json"), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// replace writes a file durably under another name, and then gives it its own.
+func replace(name string, write func(io.Writer) error) (err error) {
+	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	defer func() {
+		if err != nil {
+			if e := os.Remove(tmp.Name()); !errors.Is(e, fs.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
+			err = fmt.Errorf("write %s: %w", name, err)
+		}
+	}()
+	buffered := bufio.NewWriterSize(tmp, 1<<20)
+	err = write(buffered)
+	if err == nil {
+		err = errors.Join(buffered.Flush(), tmp.Sync())
+	}
+	if err := errors.Join(err, tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), name)
+}

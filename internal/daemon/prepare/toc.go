@@ -1,0 +1,133 @@
+package prepare
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/lacunafs/lacuna/internal/fetch/device"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/toc"
+)
+
+// Before a table of contents stands whether all of its device has digests that
+// follow from the manifest's.
+const (
+	tocVerified   = 'v'
+	tocUnverified = 'u'
+)
+
+// saveTOC keeps a layer's table of contents.
+func (l *Library) saveTOC(p prepared) error {
+	return replace(l.tocPath(p.Layer), func(w io.Writer) error {
+		mark := []byte{tocUnverified}
+		if p.Verified {
+			mark[0] = tocVerified
+		}
+		if _, err := w.Write(mark); err != nil {
+			return err
+		}
+		return p.toc.Encode(w)
+	})
+}
+
+// loadTOC reads a table of contents that was kept.
+func (l *Library) loadTOC(layer Layer) (t *toc.TOC, verified bool, err error) {
+	f, err := os.Open(l.tocPath(layer))
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	r := bufio.NewReaderSize(f, 1<<20)
+	mark, err := r.ReadByte()
+	if err != nil || mark != tocVerified && mark != tocUnverified {
+		return nil, false, fmt.Errorf("read the table of contents of %s: %w", layer.Device.Short(), errors.Join(toc.ErrInvalid, err))
+	}
+	t, err = toc.Decode(r)
+	return t, mark == tocVerified, err
+}
+
+// Device is the device of a plan's layer as a blob. blob opens the layer's own; it
+// and the table of contents are needed only when something is fetched.
+func (l *Library) Device(layer Layer, blob func() (source.Blob, error)) source.Blob {
+	return &lazy{size: layer.Size, open: func() (*device.Blob, error) {
+		t, _, err := l.loadTOC(layer)
+		if err != nil {
+			return nil, fmt.Errorf("read the table of contents of %s: %w", layer.Device.Short(), err)
+		}
+		if t.DeviceSize() != layer.Size {
+			return nil, fmt.Errorf("device %s: %d bytes, not %d: %w", layer.Device.Short(), t.DeviceSize(), layer.Size, toc.ErrInvalid)
+		}
+		b, err := blob()
+		if err != nil {
+			return nil, err
+		}
+		d, err := device.New(b, t)
+		if err != nil {
+			return nil, errors.Join(err, b.Close())
+		}
+		return d, nil
+	}}
+}
+
+// lazy is a device that is opened when it is first read.
+type lazy struct {
+	size int64
+	open func() (*device.Blob, error)
+
+	mu     sync.Mutex
+	closed bool
+	opened *device.Blob
+}
+
+func (z *lazy) get() (*device.Blob, error) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.closed {
+		return nil, fmt.Errorf("read device: %w", os.ErrClosed)
+	}
+	if z.opened == nil {
+		d, err := z.open()
+		if err != nil {
+			return nil, err
+		}
+		z.opened = d
+	}
+	return z.opened, nil
+}
+
+// Size implements source.Blob.
+func (z *lazy) Size() int64 { return z.size }
+
+// ReadRange implements source.Blob.
+func (z *lazy) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	d, err := z.get()
+	if err != nil {
+		return nil, err
+	}
+	return d.ReadRange(ctx, off, n)
+}
+
+// Align implements source.Aligned.
+func (z *lazy) Align(off, n int64) (int64, int64) {
+	d, err := z.get()
+	if err != nil {
+		return off, n // ReadRange says why
+	}
+	return d.Align(off, n)
+}
+
+// Close implements source.Blob.
+func (z *lazy) Close() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.closed = true
+	if z.opened == nil {
+		return nil
+	}
+	return z.opened.Close()
+}

@@ -1,0 +1,235 @@
+package image
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/erofs"
+	"github.com/lacunafs/lacuna/internal/toc"
+)
+
+// node is a name's inode while layers are merged. Hard links share one.
+type node struct {
+	inode    *erofs.Inode
+	children map[string]*node // of a directory
+}
+
+func (n *node) isDir() bool { return n.children != nil }
+
+// newDirectory is a directory that no layer describes.
+func newDirectory() *node {
+	return &node{
+		inode:    &erofs.Inode{Mode: syscall.S_IFDIR | 0o755},
+		children: make(map[string]*node),
+	}
+}
+
+// finish puts the children into the inodes, and counts names of no directory.
+func (n *node) finish(files *int) *erofs.Inode {
+	n.inode.Children = make([]erofs.Dirent, 0, len(n.children))
+	for name, c := range n.children {
+		inode := c.inode
+		if c.isDir() {
+			inode = c.finish(files)
+		} else {
+			*files++
+		}
+		n.inode.Children = append(n.inode.Children, erofs.Dirent{Name: name, Inode: inode})
+	}
+	return n.inode
+}
+
+// merger applies one layer after the other to root.
+type merger struct {
+	root   *node
+	fs     *Filesystem
+	device int // index of the layer's device
+}
+
+// apply changes the tree as a layer says. What hides something hides it in the
+// layers below, wherever in the layer it stands; links come last, because their
+// targets may come behind them.
+func (m *merger) apply(t *toc.TOC) error {
+	below := m.linksBelow(t)
+	var dirs []*toc.Entry
+	for i := range t.Entries {
+		m.hide(&t.Entries[i])
+		if t.Entries[i].Type == toc.Directory {
+			dirs = append(dirs, &t.Entries[i])
+		}
+	}
+	// The outer before the inner: one may take the place of what is no directory.
+	slices.SortFunc(dirs, func(a, b *toc.Entry) int { return strings.Compare(a.Name, b.Name) })
+	for _, e := range dirs {
+		if err := m.addDirectory(e); err != nil {
+			return err
+		}
+	}
+	places := t.Places()
+	for i := range t.Entries {
+		if err := m.add(&t.Entries[i], places[i]); err != nil {
+			return err
+		}
+	}
+	for i := range t.Entries {
+		if t.Entries[i].Type != toc.Hardlink {
+			continue
+		}
+		if err := m.link(&t.Entries[i], below[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// linksBelow are the inodes of lower layers that t's hard links name.
+func (m *merger) linksBelow(t *toc.TOC) map[int]*node {
+	below := make(map[int]*node)
+	for i := range t.Entries {
+		if e := &t.Entries[i]; e.Type == toc.Hardlink {
+			below[i] = m.find(e.Link)
+		}
+	}
+	return below
+}
+
+// hide removes what a whiteout or an opaque marker is about.
+func (m *merger) hide(e *toc.Entry) {
+	switch e.Type {
+	case toc.Whiteout:
+		dir, name := split(e.Name)
+		if parent := m.find(dir); parent != nil && parent.isDir() {
+			delete(parent.children, name)
+		}
+	case toc.Opaque:
+		if n := m.find(e.Name); n != nil && n.isDir() {
+			clear(n.children)
+		}
+	}
+}
+
+// addDirectory puts a directory into the tree, or describes one that is there anew.
+func (m *merger) addDirectory(e *toc.Entry) error {
+	inode := m.inode(e, 0)
+	if old := m.find(e.Name); old != nil && old.isDir() {
+		old.inode = inode
+		return nil
+	}
+	return m.put(e.Name, &node{inode: inode, children: make(map[string]*node)})
+}
+
+// add puts an entry that is neither a directory nor a link into the tree.
+func (m *merger) add(e *toc.Entry, place int64) error {
+	switch e.Type {
+	case toc.Directory, toc.Whiteout, toc.Opaque, toc.Hardlink, toc.Replaced:
+		return nil
+	}
+	return m.put(e.Name, &node{inode: m.inode(e, place)})
+}
+
+// link gives the target one more name. below is what lower layers have there.
+func (m *merger) link(e *toc.Entry, below *node) error {
+	target := m.find(e.Link)
+	if target == nil {
+		target = below // hidden by this very layer
+	}
+	switch {
+	case target == nil:
+		return fmt.Errorf("hard link %q: there is no %q: %w", e.Name, e.Link, ErrMerge)
+	case target.isDir():
+		return fmt.Errorf("hard link %q: %q is a directory: %w", e.Name, e.Link, ErrMerge)
+	}
+	return m.put(e.Name, target)
+}
+
+// put makes n what name means. Directories that no layer describes are made up.
+func (m *merger) put(name string, n *node) error {
+	if name == "" {
+		return fmt.Errorf("the root is not a directory: %w", ErrMerge)
+	}
+	dir, last := split(name)
+	at := m.root
+	for dir != "" {
+		var part string
+		part, dir, _ = strings.Cut(dir, "/")
+		next := at.children[part]
+		if next == nil {
+			next = newDirectory()
+			at.children[part] = next
+		}
+		if !next.isDir() {
+			return through(name, next)
+		}
+		at = next
+	}
+	at.children[last] = n
+	return nil
+}
+
+// find is what name means, or nil. The way there leads through directories only.
+func (m *merger) find(name string) *node {
+	at, rest := m.root, name
+	for rest != "" {
+		var part string
+		part, rest, _ = strings.Cut(rest, "/")
+		if at = at.children[part]; at == nil {
+			return nil
+		}
+	}
+	return at
+}
+
+// through refuses a way through what is no directory. Following a symlink of a
+// lower layer could lead a layer anywhere.
+func through(name string, at *node) error {
+	what := "a file"
+	if at.inode.Mode&syscall.S_IFMT == syscall.S_IFLNK {
+		what = fmt.Sprintf("a symlink to %q", at.inode.Link)
+	}
+	return fmt.Errorf("%q lies below %s of a lower layer: %w", name, what, ErrMerge)
+}
+
+func split(name string) (dir, last string) {
+	i := strings.LastIndexByte(name, '/')
+	return name[:max(i, 0)], name[i+1:]
+}
+
+// typeBits are the type in st_mode.
+func typeBits(t toc.Type) uint32 {
+	switch t {
+	case toc.Directory:
+		return syscall.S_IFDIR
+	case toc.Symlink:
+		return syscall.S_IFLNK
+	case toc.Char:
+		return syscall.S_IFCHR
+	case toc.Block:
+		return syscall.S_IFBLK
+	case toc.Fifo:
+		return syscall.S_IFIFO
+	}
+	return syscall.S_IFREG
+}
+
+func (m *merger) inode(e *toc.Entry, place int64) *erofs.Inode {
+	in := &erofs.Inode{
+		Mode: typeBits(e.Type) | e.Mode, UID: e.UID, GID: e.GID, Sec: e.Sec, Nsec: e.Nsec,
+		Rdev: erofs.Rdev{Major: e.Major, Minor: e.Minor},
+	}
+	switch {
+	case e.Type == toc.Symlink:
+		in.Link = e.Link
+	case e.HoldsPlace():
+		in.Size, in.Device, in.Offset = e.Size, m.device, place
+	}
+	for _, x := range e.Xattrs {
+		if !erofs.KnowsXattr(x.Name) {
+			m.fs.Dropped++
+			continue
+		}
+		in.Xattrs = append(in.Xattrs, erofs.Xattr{Name: x.Name, Value: x.Value})
+	}
+	return in
+}

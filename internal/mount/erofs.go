@@ -1,0 +1,137 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/lacunafs/lacuna/internal/sys"
+)
+
+// EROFS is a file-backed EROFS mount that is to be made: Linux 6.12 with
+// CONFIG_EROFS_FS_BACKED_BY_FILE, and CAP_SYS_ADMIN.
+type EROFS struct {
+	// Image is the path of the filesystem image. No event stops the kernel's
+	// reads of it: it must be complete.
+	Image string
+	// Devices are the paths of the extra devices, in the order of the image's
+	// device table: in another one the kernel returns wrong bytes.
+	Devices []string
+	// ReadAhead is how far the kernel reads ahead in a file, in KiB; 0 leaves its
+	// default of 128.
+	ReadAhead int
+	// Attributes are sys.Mount* bits besides MountReadOnly.
+	Attributes int
+}
+
+// longest value that fsconfig(2) takes.
+const longest = 255
+
+// Mount mounts the filesystem read-only on the directory target. Whatever is to
+// stop reads of the devices must have marked them before: the kernel opens them
+// here. superblock names the filesystem for as long as it lives (see Alive), and is
+// empty where that could not be told, because somebody else mounted one just now.
+func (e EROFS) Mount(target string) (superblock string, err error) {
+	before, err := superblocks()
+	if err != nil {
+		return "", err
+	}
+	tree, err := e.create()
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, tree.Close()) }()
+	if superblock, err = newSuperblock(before); err != nil {
+		return "", err
+	}
+	if e.ReadAhead > 0 && superblock != "" {
+		name := filepath.Join(bdiDir, superblock, "read_ahead_kb")
+		if err := os.WriteFile(name, strconv.AppendInt(nil, int64(e.ReadAhead), 10), 0); err != nil {
+			return "", fmt.Errorf("set read-ahead: %w", err)
+		}
+	}
+	return superblock, sys.MoveMount(tree, target)
+}
+
+// create makes the mount, which lies nowhere yet.
+func (e EROFS) create() (tree *sys.FD, err error) {
+	fsc, err := sys.Fsopen("erofs")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, fsc.Close()) }()
+	if err := sys.FsconfigFlag(fsc, "ro"); err != nil {
+		return nil, err
+	}
+	var held []*sys.FD // the kernel looks names up when the superblock is made
+	defer func() {
+		for _, fd := range held {
+			err = errors.Join(err, fd.Close())
+		}
+	}()
+	set := func(key, path string) error {
+		if len(path) > longest {
+			fd, err := sys.OpenPath(path)
+			if err != nil {
+				return err
+			}
+			held = append(held, fd)
+			path = fmt.Sprintf("/proc/self/fd/%d", fd.Int())
+		}
+		return sys.FsconfigString(fsc, key, path)
+	}
+	if err := set("source", e.Image); err != nil {
+		return nil, err
+	}
+	for _, d := range e.Devices {
+		if err := set("device", d); err != nil {
+			return nil, err
+		}
+	}
+	if err := sys.FsconfigCreate(fsc); err != nil {
+		return nil, fmt.Errorf("mount filesystem image %s: %w", e.Image, err)
+	}
+	return sys.Fsmount(fsc, sys.MountReadOnly|e.Attributes)
+}
+
+// bdiDir has a directory for each superblock with a read-ahead of its own. EROFS
+// calls its own erofs-N, N counting up (fs/erofs/super.c, super_setup_bdi).
+const bdiDir = "/sys/class/bdi"
+
+func superblocks() ([]string, error) {
+	names, err := filepath.Glob(filepath.Join(bdiDir, "erofs-*"))
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range names {
+		names[i] = filepath.Base(name)
+	}
+	return names, nil
+}
+
+// newSuperblock is the one that was not there before, if it is one.
+func newSuperblock(before []string) (string, error) {
+	after, err := superblocks()
+	if err != nil {
+		return "", err
+	}
+	fresh := slices.DeleteFunc(after, func(name string) bool { return slices.Contains(before, name) })
+	if len(fresh) != 1 {
+		return "", nil
+	}
+	return fresh[0], nil
+}
+
+// Alive tells whether the filesystem of an EROFS mount lives: its files are open
+// or it is mounted somewhere, in this mount namespace or another.
+func Alive(superblock string) (bool, error) {
+	_, err := os.Stat(filepath.Join(bdiDir, superblock))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
