@@ -100,7 +100,7 @@ func (b *blob) request(ctx context.Context, w ranged.Want) (body io.ReadCloser, 
 		}
 		body, err := b.ask(ctx, g, w)
 		if err == nil {
-			return &watched{body, g, ctx, b}, nil
+			return &watched{ReadCloser: body, leg: g, ctx: ctx, blob: b, left: w.N}, nil
 		}
 		if ended(ctx, err) {
 			return nil, err
@@ -164,11 +164,14 @@ type watched struct {
 	leg  *leg
 	ctx  context.Context
 	blob *blob
+	left int64 // bytes of the range that are still to come
 }
 
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.ReadCloser.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) && !ended(w.ctx, err) && len(w.blob.legs) > 1 {
+	w.left -= int64(n)
+	early := errors.Is(err, io.EOF) && w.left > 0
+	if (early || err != nil && !errors.Is(err, io.EOF)) && !ended(w.ctx, err) && len(w.blob.legs) > 1 {
 		w.leg.failed(err)
 	}
 	return n, err

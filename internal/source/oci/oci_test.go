@@ -76,7 +76,7 @@ func TestWithoutRangesSuite(t *testing.T) {
 		r := ocitest.New(t)
 		ref := r.Push(t, "suite:1", ocitest.Image(t, data))
 		img := mustOpen(t, ref, options(t))
-		r.Blobs(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		r.Blob(data, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", strconv.Itoa(len(data)))
 			if _, err := w.Write(data); err != nil {
 				return // the client has gone

@@ -4,6 +4,7 @@
 package ocitest
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -42,7 +43,9 @@ type Registry struct {
 	signed   int // which signatures are valid; 0: no redirects
 	deny     int // how many requests get this many times 403
 	override http.Handler
-	log      []Request
+	// overridden is the digest of the blob that override has.
+	overridden string
+	log        []Request
 }
 
 // Request is one line of the registry's log.
@@ -127,8 +130,10 @@ func (r *Registry) ExpireAddresses() { r.set(func() { r.signed++ }) }
 // Deny answers the next n requests with 403.
 func (r *Registry) Deny(n int) { r.set(func() { r.deny = n }) }
 
-// Blobs answers GETs of blobs in place of the content; nil: not.
-func (r *Registry) Blobs(h http.Handler) { r.set(func() { r.override = h }) }
+// Blob answers GETs of the blob that has the bytes of data, in place of the content.
+func (r *Registry) Blob(data []byte, h http.Handler) {
+	r.set(func() { r.override, r.overridden = h, fmt.Sprintf("sha256:%x", sha256.Sum256(data)) })
+}
 
 // Log is the requests so far.
 func (r *Registry) Log() []Request {
@@ -189,9 +194,9 @@ func (r *Registry) serve(w http.ResponseWriter, q *http.Request) {
 
 func (r *Registry) answer(w http.ResponseWriter, q *http.Request) {
 	r.mu.Lock()
-	override := r.override
+	override, d := r.override, r.overridden
 	r.mu.Unlock()
-	if override != nil && isBlob(q) {
+	if override != nil && isBlob(q) && strings.HasSuffix(q.URL.Path, d) {
 		override.ServeHTTP(w, q)
 		return
 	}
