@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -59,6 +60,7 @@ type app struct {
 	stdout, stderr io.Writer
 	env            func(string) (string, bool)
 	environ        []string
+	queue          *daemon.LogQueue // in front of stderr, where this process logs
 }
 
 func main() {
@@ -100,6 +102,11 @@ func run(args []string, a *app) (status int) {
 	if err != nil {
 		return a.fail(wrongUsage(args, err))
 	}
+	defer func() {
+		if a.queue != nil {
+			a.queue.Close(lastLines)
+		}
+	}()
 	if err := ctx.Run(a); err != nil {
 		return a.fail(err)
 	}
@@ -167,8 +174,22 @@ func (a *app) config() (config.Config, error) {
 	return config.Load(p, a.env, os.Geteuid())
 }
 
+// lastLines is how long a process that ends waits for somebody to read its log.
+const lastLines = time.Second
+
 // logger logs to standard error; a foreground command tells only what went wrong.
+// From here on nothing that this process writes there is waited for.
 func (a *app) logger(c config.Config, foreground bool) *slog.Logger {
+	if a.queue == nil {
+		a.queue = daemon.NewLogQueue(a.stderr, func(out io.Writer, lines int) {
+			logTo(out, c, foreground).Warn("the log was not read in time, and lines of it were dropped", "lines", lines)
+		})
+		a.stderr = a.queue
+	}
+	return logTo(a.stderr, c, foreground)
+}
+
+func logTo(out io.Writer, c config.Config, foreground bool) *slog.Logger {
 	level := slog.LevelInfo
 	if foreground {
 		level = slog.LevelWarn
@@ -177,11 +198,11 @@ func (a *app) logger(c config.Config, foreground bool) *slog.Logger {
 		level = slog.LevelDebug
 	}
 	if foreground && !c.Verbose && c.LogFormat == "text" {
-		return slog.New(newPlainLog(a.stderr))
+		return slog.New(newPlainLog(out))
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(a.stderr, options))
+		return slog.New(slog.NewJSONHandler(out, options))
 	}
-	return slog.New(slog.NewTextHandler(a.stderr, options))
+	return slog.New(slog.NewTextHandler(out, options))
 }

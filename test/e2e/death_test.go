@@ -274,6 +274,43 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	a.wantGone()
 }
 
+// A log that nobody reads any more, in a pipe that is full, holds up nobody.
+func TestNobodyEmptiesTheLog(t *testing.T) {
+	a := newAttached(t, "")
+	a.deaf = true
+	out := a.start("--verbose", "daemon")
+	a.waitReady()
+	a.lacuna("attach", a.server.URL(), a.file)
+	pipe, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", a.keeper.Process.Pid), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{4096, 1} {
+		for err == nil {
+			_, err = syscall.Write(int(pipe.Fd()), bytes.Repeat([]byte("\n"), n))
+		}
+		if !errors.Is(err, syscall.EAGAIN) {
+			t.Fatal(err)
+		}
+		err = nil
+	}
+	if err := pipe.Close(); err != nil {
+		t.Fatal(err)
+	}
+	worker := a.worker()
+	for range 2 {
+		a.wantMissing() // and that is logged
+	}
+	a.kill(worker)
+	a.wantMissing()
+	a.lacuna("detach", a.file)
+	a.stop()
+	a.wantGone()
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestNextStartLeavesOthersAlone(t *testing.T) {
 	a, b := attachedToDaemon(t, ""), newAttached(t, "")
 	// The same object in a root of the same last name.
