@@ -145,14 +145,11 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 		OnError: func(id ondemand.ObjectID, err error) { i.report("fetching "+id.Short(), err) },
 	})
 	i.table = ondemand.NewTable(i, ondemand.TableOptions{Deadline: time.Duration(c.Deadline)})
-	i.front, err = fanotify.New(fanotify.Options{
+	i.front = fanotify.New(fanotify.Options{
 		Group: i.group, Inflight: i.flight, Table: i.table,
 		Descriptors: int(limit) - min(reserved, int(limit)/2),
 		OnError:     func(err error) { i.report("answering reads", err) },
 	})
-	if err != nil {
-		return nil, err
-	}
 	return legacy, i.restore(fresh)
 }
 

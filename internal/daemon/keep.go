@@ -37,10 +37,14 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 	if err != nil {
 		return 1, fmt.Errorf("encode settings: %w", err)
 	}
+	address := ""
+	if o.State == "" { // or it is in the state, or this is but a trial
+		address = notifyAddress()
+	}
 	return keeper.Run(ctx, keeper.Options{
 		WorkerArgs: WorkerArgs(), KeeperArgs: KeeperArgs(), State: o.State,
 		Env:     append(slices.Clone(o.Env), EnvSettings+"="+string(encoded)),
-		Address: notifyAddress(),
+		Address: address,
 		HungUp:  hungUp(s.Foreground),
 		OnReady: func() {
 			if o.Ready == nil {

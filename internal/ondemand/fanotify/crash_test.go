@@ -72,10 +72,7 @@ func victim(text string) error {
 		}
 	}
 	table := ondemand.NewTable(sleeps{}, ondemand.TableOptions{Deadline: time.Hour})
-	fe, err := New(Options{Group: group, Inflight: flight, Table: table, Descriptors: 1000})
-	if err != nil {
-		return err
-	}
+	fe := New(Options{Group: group, Inflight: flight, Table: table, Descriptors: 1000})
 	for i, path := range task.Files {
 		o := named{ondemand.NewPresence(task.Size), ondemand.ObjectID(fmt.Sprint("victim", i))}
 		if err := fe.Attach(o, path, nobody, false); err != nil {

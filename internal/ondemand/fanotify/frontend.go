@@ -111,14 +111,14 @@ var ErrAttached = errors.New("file is attached already")
 var ErrNotAttached = errors.New("object is not attached")
 
 // New makes a front end. Serve must run for answers to be given.
-func New(o Options) (*FrontEnd, error) {
+func New(o Options) *FrontEnd {
 	if o.OnError == nil {
 		o.OnError = func(error) {}
 	}
 	return &FrontEnd{
 		o: o, pid: os.Getpid(), answered: make(chan struct{}, 1),
 		attached: make(map[sys.Inode]*attachment),
-	}, nil
+	}
 }
 
 // Close frees what New and Attach made. Marks stay: the group's holder goes on.

@@ -50,9 +50,7 @@ func prepare(t testing.TB, o Options) *instance {
 	}
 	in := &instance{table: o.Table, group: o.Group, flight: o.Inflight, served: make(chan error, 1), errs: make(chan error, 1000)}
 	o.OnError = func(err error) { in.errs <- err }
-	if in.fe, err = New(o); err != nil {
-		t.Fatal(err)
-	}
+	in.fe = New(o)
 	return in
 }
 
