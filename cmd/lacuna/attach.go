@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/lacunafs/lacuna/internal/control"
@@ -55,6 +56,9 @@ func (c *attachCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if err := c.check(); err != nil {
+		return err
+	}
 	q := control.AttachRequest{Source: c.Source, SHA256: c.SHA256}
 	if q.File, err = filepath.Abs(c.File); err != nil {
 		return fmt.Errorf("find %s: %w", c.File, err)
@@ -83,6 +87,29 @@ func (c *attachCmd) Run(a *app) error {
 	}
 	a.notes(reply.Notes)
 	return a.print("attached %s (%s)\n", pathText(q.File), sizeText(reply.Size))
+}
+
+// check finds arguments that cannot be meant.
+func (c *attachCmd) check() error {
+	if err := given("attach", c.Source, c.File); err != nil {
+		return err
+	}
+	if strings.Contains(c.File, "://") && !strings.Contains(c.Source, "://") {
+		return &control.Error{
+			Message: fmt.Sprintf("attach: FILE is a URL: %s", source.Redact(c.File)),
+			Hint:    "the source comes first: lacuna attach URL FILE", Exit: control.ExitUsage,
+		}
+	}
+	return nil
+}
+
+// given refuses empty arguments: they are variables that are not set, and would
+// stand for the working directory.
+func given(verb string, args ...string) error {
+	if slices.Contains(args, "") {
+		return &control.Error{Message: verb + ": an argument is empty", Hint: "see `lacuna " + verb + " --help`", Exit: control.ExitUsage}
+	}
+	return nil
 }
 
 // dialUnless connects to the daemon; nil where none listens, or where the
@@ -122,8 +149,8 @@ func (a *app) printJSON(v any) error {
 
 // detachCmd undoes attach and bind.
 type detachCmd struct {
-	File    string `arg:"" name:"FILE|DIR" help:"The attached file, or the bound directory."`
-	Hydrate bool   `help:"Fetch everything first, and leave FILE as an ordinary file."`
+	Files   []string `arg:"" name:"FILE|DIR" help:"The attached files, or bound directories."`
+	Hydrate bool     `help:"Fetch everything first, and leave FILE as an ordinary file."`
 }
 
 // Help is the long help.
@@ -133,7 +160,8 @@ the cache for the next attach of the same source. A file that a process has
 open stays attached, and a directory stays bound while a process other than its
 daemon has an incomplete file of it open. An empty file that was covered is
 there again; otherwise the name is free. The files of a bound directory are
-ordinary sparse files afterwards, and their holes read as zeros.
+ordinary sparse files afterwards, and their holes read as zeros. Of several,
+each is tried, and the highest exit status is told.
 
   # lacuna detach --hydrate /mnt/big.iso
   # ls -l /mnt/big.iso
@@ -150,18 +178,38 @@ EXIT STATUS
 
 // Run is the verb.
 func (c *detachCmd) Run(a *app) error {
-	path, err := filepath.Abs(c.File)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", c.File, err)
+	if err := given("detach", c.Files...); err != nil {
+		return err
 	}
 	return a.ask(func(ctx context.Context, client *control.Client) error {
-		if c.Hydrate {
-			if err := a.hydrate(ctx, client, path); err != nil {
+		status := 0
+		for _, file := range c.Files {
+			err := c.detach(ctx, a, client, file)
+			if err != nil && (len(c.Files) == 1 || ctx.Err() != nil) {
 				return err
 			}
+			if err != nil { // the others are tried all the same
+				status = max(status, a.fail(err))
+			}
 		}
-		return client.Detach(ctx, control.DetachRequest{Path: path, Hydrate: c.Hydrate})
+		if status > 0 {
+			return errSilent(status)
+		}
+		return nil
 	})
+}
+
+func (c *detachCmd) detach(ctx context.Context, a *app, client *control.Client, file string) error {
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", file, err)
+	}
+	if c.Hydrate {
+		if err := a.hydrate(ctx, client, path); err != nil {
+			return err
+		}
+	}
+	return client.Detach(ctx, control.DetachRequest{Path: path, Hydrate: c.Hydrate})
 }
 
 // ask connects to the instance, which must be there, and has do talk to it.
@@ -218,6 +266,9 @@ func (c *bindCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if err := given("bind", c.Dir, c.Devnode); err != nil {
+		return err
+	}
 	var q control.BindRequest
 	if q.Dir, err = filepath.Abs(c.Dir); err != nil {
 		return fmt.Errorf("find %s: %w", c.Dir, err)
@@ -268,6 +319,9 @@ EXIT STATUS
 
 // Run is the verb.
 func (c *hydrateCmd) Run(a *app) error {
+	if err := given("hydrate", c.File); err != nil {
+		return err
+	}
 	path, err := filepath.Abs(c.File)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", c.File, err)

@@ -36,6 +36,8 @@ type cli struct {
 	LogFormat string `placeholder:"text|json" help:"Format of the log on standard error [LACUNA_LOG_FORMAT]."`
 	Verbose   bool   `short:"v" help:"Log more [LACUNA_VERBOSE]."`
 
+	VersionFlag kong.VersionFlag `name:"version" help:"Print the version."`
+
 	Mount    mountCmd    `cmd:"" help:"Mount a container image at once; its data is fetched when it is read."`
 	Umount   umountCmd   `cmd:"" help:"Undo mount."`
 	Attach   attachCmd   `cmd:"" help:"Make a file behind a URL appear on this disk at once."`
@@ -94,6 +96,7 @@ func run(args []string, a *app) (status int) {
 		kong.Writers(a.stdout, a.stderr),
 		kong.Exit(func(code int) { panic(exitStatus(code)) }),
 		kong.Help(printHelp),
+		kong.Vars{"version": "lacuna " + version},
 	)
 	if err != nil {
 		return a.fail(fmt.Errorf("lacuna: internal error: %w", err))

@@ -118,6 +118,8 @@ func explain(err error) (hint string, exit control.Exit) {
 		return "`lacuna status` lists what is attached; `lacuna check` lists all objects", control.ExitError
 	case errors.Is(err, cache.ErrAmbiguous):
 		return "write more of the key; `lacuna check` lists all objects", control.ExitError
+	case errors.Is(err, control.ErrNotRunning) && rootsRuns():
+		return "root's instance has " + rootsSocket + ": ask it as root, or start a daemon of your own", control.ExitError
 	case errors.Is(err, control.ErrNotRunning):
 		return "start `lacuna daemon`, or name the instance with --root or --socket", control.ExitError
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -127,6 +129,18 @@ func explain(err error) (hint string, exit control.Exit) {
 		return hint, exit
 	}
 	return explainErrno(err)
+}
+
+// rootsSocket is where root's instance listens if it is not told otherwise.
+const rootsSocket = "/run/lacuna/lacuna.sock"
+
+// rootsRuns tells whether this is another user, and root may have an instance.
+func rootsRuns() bool {
+	if os.Geteuid() == 0 {
+		return false
+	}
+	_, err := os.Lstat(rootsSocket)
+	return err == nil
 }
 
 // explainSource knows the errors of sources; ExitOK: it is none.
