@@ -122,6 +122,9 @@ func (cfg configFile) find(file string, names []string, repository string) (Cred
 		}
 		c.Username, c.Password = user, password
 	}
+	if c.IdentityToken != "" && c.Username == tokenUser {
+		c.Username = ""
+	}
 	return c, nil
 }
 
@@ -153,6 +156,9 @@ func plainKey(key string) string {
 // (github.com/docker/docker-credential-helpers/credentials/error.go).
 const noCredentials = "credentials not found in native keychain"
 
+// tokenUser is the user name of those whose secret is an identity token.
+const tokenUser = "<token>"
+
 // ask asks docker-credential-NAME, in the protocol of docker-credential-helpers:
 // the server on standard input, JSON on standard output.
 func ask(ctx context.Context, name, server string) (Credential, error) {
@@ -177,7 +183,7 @@ func ask(ctx context.Context, name, server string) (Credential, error) {
 	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {
 		return Credential{}, fmt.Errorf("%w: ask %s for %s: the answer is not JSON", source.ErrDenied, program, server)
 	}
-	if answer.Username == "<token>" { // the protocol's way to say identity token
+	if answer.Username == tokenUser {
 		return Credential{IdentityToken: answer.Secret}, nil
 	}
 	return Credential{Username: answer.Username, Password: answer.Secret}, nil
