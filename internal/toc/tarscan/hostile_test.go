@@ -174,14 +174,15 @@ func (b broken) WriteAt([]byte, int64) (int, error) { return 0, b.err }
 // end well.
 func FuzzScan(f *testing.F) {
 	f.Add(toctest.Tar(f, []toctest.File{toctest.Dir("d"), toctest.Reg("d/f", []byte("data")), toctest.Reg(strings.Repeat("l", 150), nil)}))
-	f.Add(toctest.Tar(f, toctest.Torture()[7:]))
+	torture := toctest.Torture() // its large files are of no use here
+	f.Add(toctest.Tar(f, torture[8:len(torture)-1]))
 	for _, layer := range sparseLayers() {
 		f.Add(layer)
 	}
 	f.Add(pack(f, toc.Gzip, new(raw).header('0', "f", 1, nil).data("x").end()))
 	f.Add(pack(f, toc.Zstd, new(raw).header('0', "f", 1, nil).data("x").end()))
 	f.Fuzz(func(t *testing.T, layer []byte) {
-		if len(layer) > 1<<20 {
+		if len(layer) > 1<<17 {
 			return
 		}
 		fixSums(layer)
