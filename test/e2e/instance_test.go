@@ -33,6 +33,8 @@ type instance struct {
 	deaf  bool     // its log goes where its output does
 	extra []string // flags besides
 
+	terminal *os.File // controls it, and is its standard input; nil: none
+
 	keeper *exec.Cmd     // nil before start
 	ended  chan struct{} // closed when keeper has ended
 	log    logFile
@@ -158,6 +160,10 @@ func (i *instance) start(args ...string) (out io.ReadCloser) {
 	i.keeper.Stdout, i.keeper.Stderr = w, log
 	if i.deaf {
 		i.keeper.Stderr = w
+	}
+	if i.terminal != nil {
+		i.keeper.Stdin = i.terminal
+		i.keeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 	}
 	if err := errors.Join(i.keeper.Start(), w.Close(), log.Close()); err != nil {
 		i.t.Fatal(err)
