@@ -27,6 +27,13 @@ func NewBuilder(blobSize int64) *Builder {
 	return &Builder{blobSize: blobSize, limit: MaxEntries, tree: newTree(0), target: make(map[int32]int32)}
 }
 
+// Grow makes room for n entries in all, as a guess.
+func (b *Builder) Grow(n int) {
+	b.entries = slices.Grow(b.entries, max(0, n-len(b.entries)))
+	b.nodes = slices.Grow(b.nodes, max(0, n-len(b.nodes)))
+	b.tree.grow(n)
+}
+
 // SetBlobSize says how large the blob is, where that was not known before.
 func (b *Builder) SetBlobSize(n int64) { b.blobSize = n }
 

@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"math"
 	"math/bits"
+	"slices"
 	"strings"
 )
 
@@ -45,10 +46,17 @@ const rootNode = 0
 
 // newTree has room for n paths.
 func newTree(n int) *tree {
-	t := &tree{nodes: make([]node, 1, n+1), seed: maphash.MakeSeed()}
-	t.nodes[rootNode] = node{parent: -1, entry: -1}
-	t.resize(max(n, 64))
+	t := &tree{nodes: []node{{parent: -1, entry: -1}}, seed: maphash.MakeSeed()}
+	t.grow(max(n, 64))
 	return t
+}
+
+// grow makes room for n paths.
+func (t *tree) grow(n int) {
+	t.nodes = slices.Grow(t.nodes, max(0, n-len(t.nodes)))
+	if 2*n > len(t.table) {
+		t.resize(n)
+	}
 }
 
 // resize makes a table that n nodes fill at most to half.

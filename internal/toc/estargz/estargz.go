@@ -95,7 +95,7 @@ func read(ctx context.Context, l *toc.Layer) (_ *toc.Reading, err error) {
 	want := l.Annotations[TOCDigest]
 	sum := sha256.New()
 	t, err := jtoc.Read(io.TeeReader(text, sum), jtoc.Layout{
-		BlobSize: l.Blob.Size(), DataEnd: at, Codec: toc.Gzip, NeedDigests: want != "",
+		BlobSize: l.Blob.Size(), DataEnd: at, Packed: n, Codec: toc.Gzip, NeedDigests: want != "",
 	})
 	if err != nil {
 		return nil, err

@@ -42,7 +42,7 @@ func (l *lexer) member(e *entry, key []byte, seen *uint32) error {
 			return err
 		}
 		v, err := l.str()
-		*at = string(v)
+		*at = e.text(v)
 		return err
 	}
 	if string(key) == "xattrs" {
@@ -52,6 +52,17 @@ func (l *lexer) member(e *entry, key []byte, seen *uint32) error {
 		return l.xattrs(e)
 	}
 	return l.skip(maxDepth)
+}
+
+// text is v as a string, without a copy of what is in memory already: types, and
+// the digest of a file that is one chunk, which comes twice.
+func (e *entry) text(v []byte) string {
+	for _, known := range [...]string{"reg", "dir", "symlink", "hardlink", "chunk", e.digest, e.chunkDigest} {
+		if string(v) == known {
+			return known
+		}
+	}
+	return string(v)
 }
 
 func once(seen *uint32, n int, key []byte) error {

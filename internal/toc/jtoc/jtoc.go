@@ -19,6 +19,9 @@ import (
 type Layout struct {
 	// BlobSize of the whole layer, and DataEnd, where its data ends.
 	BlobSize, DataEnd int64
+	// Packed is the size of the compressed JSON, from which the number of its
+	// entries is guessed; 0 where it is not known.
+	Packed int64
 	// Codec of the chunks.
 	Codec toc.Codec
 	// NeedDigests refuses chunks without a digest: in a table of contents that
@@ -51,6 +54,8 @@ var landmarks = []string{".prefetch.landmark", ".no.prefetch.landmark"}
 // Read reads JSON text from r to its end.
 func Read(r io.Reader, layout Layout) (*toc.TOC, error) {
 	x := &reader{Layout: layout, b: toc.NewBuilder(layout.BlobSize), last: -1}
+	// A digest of 32 bytes does not compress.
+	x.b.Grow(int(min(layout.Packed, toc.MaxPacked) / 50))
 	if err := newLexer(r, toc.MaxJSON).document(x.entry); err != nil {
 		return nil, err
 	}

@@ -208,7 +208,8 @@ func BenchmarkRead120k(b *testing.B) {
 	b.SetBytes(int64(len(text)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := read(text); err != nil {
+		layout := Layout{BlobSize: 1100, DataEnd: 1000, Codec: toc.Gzip, Packed: 50 * 120_000}
+		if _, err := Read(strings.NewReader(text), layout); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -87,8 +87,8 @@ func (l *lexer) peek() (byte, error) {
 // need is peek where the text must not end.
 func (l *lexer) need() (byte, error) {
 	c, err := l.peek()
-	if errors.Is(err, io.EOF) {
-		err = invalid("it ends too early")
+	if err != nil {
+		err = early(err)
 	}
 	return c, err
 }

@@ -104,8 +104,8 @@ func readAt(ctx context.Context, l *toc.Layer, at place) (_ *toc.Reading, err er
 	}
 	defer func() { err = errors.Join(err, text.Close()) }()
 	t, err := jtoc.Read(io.TeeReader(text, textSum), jtoc.Layout{
-		BlobSize: l.Blob.Size(), DataEnd: int64(at.off) - frameHeader, Codec: toc.Zstd,
-		NeedDigests: wantPacked != "" || wantText != "",
+		BlobSize: l.Blob.Size(), DataEnd: int64(at.off) - frameHeader, Packed: int64(at.packed),
+		Codec: toc.Zstd, NeedDigests: wantPacked != "" || wantText != "",
 	})
 	if err != nil {
 		return nil, err
