@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/mount"
@@ -161,5 +163,12 @@ func (i *Instance) dropBrokenBind(rec record) error {
 			return err
 		}
 	}
-	return errors.Join(i.unholdBind(rec.Path), i.records.remove(rec.Path))
+	err = errors.Join(i.unholdBind(rec.Path), i.records.remove(rec.Path))
+	// The devnode listens until the keeper has closed it, too.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := i.client.Barrier(ctx); err != nil {
+		i.report("letting go of the devnode "+rec.Devnode, err)
+	}
+	return err
 }
