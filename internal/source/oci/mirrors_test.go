@@ -4,6 +4,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -150,6 +152,7 @@ func TestMirrorOverTLS(t *testing.T) {
 		proxy.ServeHTTP(w, q)
 	}))
 	s.EnableHTTP2 = true
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	t.Cleanup(http.DefaultTransport.(*http.Transport).CloseIdleConnections)

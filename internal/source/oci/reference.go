@@ -96,15 +96,23 @@ func parsePath(s string, archive bool, exists func(string) bool) (reference, err
 		}
 		if exists(s[:i]) {
 			r.path, r.tag = s[:i], s[i+1:]
-			return r, r.check()
+			return r, r.checkTag()
 		}
 		end = i
 	}
 	// Nothing there: the last colon is a tag's unless a directory follows.
 	if path, tag, ok := cutLast(s, ":"); ok && !strings.Contains(tag, "/") {
 		r.path, r.tag = path, tag
+		return r, r.checkTag()
 	}
 	return r, r.check()
+}
+
+func (r reference) checkTag() error {
+	if r.tag == "" {
+		return errors.New("the tag is empty")
+	}
+	return r.check()
 }
 
 func (r reference) check() error {
