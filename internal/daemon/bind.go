@@ -114,6 +114,12 @@ func (i *Instance) suits(dir string) error {
 func (i *Instance) bindLocked(rec record, o devnode.Options, presence *sys.FD) (*boundDir, error) {
 	dir, err := devnode.OpenDir(rec.Path, presence)
 	if err != nil {
+		if o.Listener != nil {
+			err = errors.Join(err, o.Listener.Close())
+		}
+		if o.Conn != nil {
+			err = errors.Join(err, o.Conn.Close())
+		}
 		return nil, err
 	}
 	b := &boundDir{record: rec, dir: dir, ended: make(chan struct{})}
