@@ -82,7 +82,7 @@ func read(ctx context.Context, l *toc.Layer) (*toc.Reading, error) {
 		return nil, fmt.Errorf("table of contents of type %d: %w", at.form, toc.ErrNotFormat)
 	case at.packed > toc.MaxPacked || at.size > toc.MaxJSON:
 		return nil, fmt.Errorf("table of contents of %d bytes, %d compressed: %w", at.size, at.packed, toc.ErrLimit)
-	case at.off <= frameHeader || at.packed == 0 || at.off > math.MaxInt64-at.packed || at.off+at.packed > blob:
+	case at.off < frameHeader || at.packed == 0 || at.off > math.MaxInt64-at.packed || at.off+at.packed > blob:
 		return nil, fmt.Errorf("table of contents at %d+%d of %d bytes: %w", at.off, at.packed, blob, toc.ErrInvalid)
 	}
 	return readAt(ctx, l, at)
