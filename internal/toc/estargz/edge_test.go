@@ -23,13 +23,16 @@ func many(t testing.TB, n int) []byte {
 	t.Helper()
 	files := make([]toctest.File, n)
 	for i := range files {
-		files[i] = toctest.Reg(fmt.Sprintf("usr/share/%x/%d", toctest.Random(uint64(i), 8), i), toctest.Random(uint64(i), 20))
+		// Names that do not compress fill it sooner.
+		name := fmt.Sprintf("%x", toctest.Random(uint64(i), 600))
+		files[i] = toctest.Reg("usr/"+strings.Join([]string{name[:240], name[240:480], name[480:720], name[720:960], name[960:]}, "/"),
+			toctest.Random(uint64(i), 20))
 	}
 	return toctest.Tar(t, files)
 }
 
 func TestLargeTableTakesTwoRequests(t *testing.T) {
-	layer := many(t, 5000)
+	layer := many(t, 600)
 	blob, annotations := build(t, layer, stargz.WithCompressionLevel(gzip.BestSpeed))
 	l := &toc.Layer{Blob: blob, Annotations: annotations}
 	got, err := Read(t.Context(), l)
@@ -180,7 +183,7 @@ func (f *faulty) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 }
 
 func TestErrorsOfTheSourceComeBack(t *testing.T) {
-	blob, annotations := build(t, many(t, 5000), stargz.WithCompressionLevel(gzip.BestSpeed))
+	blob, annotations := build(t, many(t, 600), stargz.WithCompressionLevel(gzip.BestSpeed))
 	errTest := errors.New("test")
 	for _, after := range []int64{-1, 0, 100, 10_000, 256 << 10} {
 		f := &faulty{blob, errTest, after}
