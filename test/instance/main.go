@@ -1,0 +1,108 @@
+// Package instance runs the built binary for tests: each Instance has a cache root
+// of its own, and what it leaves behind is a failure.
+//
+// The cache roots lie below /var/tmp, because /tmp may be a tmpfs, which has no
+// pre-content events. Each instance runs a binary of its own name below its
+// test's directory, by which its processes are found and ended, also when a
+// test has failed half way.
+package instance
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/leaktest"
+)
+
+var seedFlag = flag.Uint64("seed", 0, "seed of the random choices; 0: from the clock")
+
+// place is where this run's files lie; set by Main.
+var place struct{ dir, binary string }
+
+// Main builds the binary, runs the tests, looks for what they have left, and ends
+// the process. Roles that the test binary has besides come before it.
+func Main(m *testing.M) { os.Exit(leaktest.Run(run{m}, os.Stderr)) }
+
+// run is the tests with what they share around them.
+type run struct{ m *testing.M }
+
+// Run is leaktest's.
+func (r run) Run() (status int) {
+	dir, err := os.MkdirTemp("/var/tmp", "lacuna-test-")
+	if err == nil {
+		place.dir, place.binary = dir, filepath.Join(dir, "lacuna")
+		err = build(place.binary)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "instance:", errors.Join(err, os.RemoveAll(dir)))
+		return 1
+	}
+	status = r.m.Run()
+	if err := errors.Join(Sweep(dir), os.RemoveAll(dir)); err != nil {
+		fmt.Fprintln(os.Stderr, "instance: left behind:", err)
+		status = max(status, 1)
+	}
+	return status
+}
+
+func build(binary string) error {
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "github.com/lacunafs/lacuna/cmd/lacuna")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build lacuna: %w: %s", err, out)
+	}
+	return nil
+}
+
+// Dir makes a directory on the filesystem that instances use, which goes with the test.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(place.dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// Rand returns random choices whose seed is in the log.
+func Rand(t testing.TB) *rand.Rand {
+	t.Helper()
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d (repeat with -seed)", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
+// Pause lets d pass: the moment at which a storm strikes is not to be in step
+// with anything.
+func Pause(d time.Duration) { <-time.After(d) }
+
+// Eventually waits until check is content, and fails with its last error.
+func Eventually(t testing.TB, limit time.Duration, check func() error) {
+	t.Helper()
+	end := time.Now().Add(limit)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("still after %v: %v", limit, err)
+		}
+		Pause(10 * time.Millisecond)
+	}
+}
