@@ -41,7 +41,7 @@ type Registry struct {
 	uses     int
 	life     int // expires_in, seconds
 	signed   int // which signatures are valid; 0: no redirects
-	deny     int // how many requests get this many times 403
+	deny     int // how many of the next requests get a 403
 	override http.Handler
 	// overridden is the digest of the blob that override has.
 	overridden string
