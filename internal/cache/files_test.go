@@ -110,7 +110,7 @@ func TestDamagedFilesMakeBlocksMissing(t *testing.T) {
 				if o.Size() != size || o.Complete() {
 					t.Errorf("size %d, complete %v", o.Size(), o.Complete())
 				}
-				if st, err := o.File().Stat(); err != nil || st.Size() != size {
+				if st, err := o.File().Stat(); err != nil || st.Size() != DataSize(size) {
 					t.Errorf("the data file has %d bytes: %v", st.Size(), err)
 				}
 				must(t, r.Close())

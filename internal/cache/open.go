@@ -122,13 +122,21 @@ func (r *Root) makeData(dir string, size int64) (file, error) {
 	return f, nil
 }
 
+// DataSize is the length of the data file of an object of that size: whole
+// blocks, because the kernel reads an EROFS device in whole blocks, and a short
+// read is an error (fs/erofs/fileio.c). The bytes behind the object are zeros.
+func DataSize(size int64) int64 {
+	return (size + ondemand.BlockSize - 1) &^ (ondemand.BlockSize - 1)
+}
+
+// resize makes f as long as the data of an object of that size is.
 func resize(f file, size int64) error {
 	l, ok := f.(layout)
 	if !ok {
 		return errors.New("resize data: the file has no layout")
 	}
-	if err := l.Truncate(size); err != nil {
-		return fmt.Errorf("resize data to %d: %w", size, err)
+	if err := l.Truncate(DataSize(size)); err != nil {
+		return fmt.Errorf("resize data to %d: %w", DataSize(size), err)
 	}
 	return nil
 }
@@ -201,8 +209,8 @@ func (o *Object) load() error {
 	if err := o.openPresence(want); err != nil {
 		return err
 	}
-	if st.size != o.size && o.found.Reset == "" {
-		o.found.Reset = fmt.Sprintf("the data file has %d bytes, not %d", st.size, o.size)
+	if st.size != DataSize(o.size) && o.found.Reset == "" {
+		o.found.Reset = fmt.Sprintf("the data file has %d bytes, not %d", st.size, DataSize(o.size))
 	}
 	if o.found.Reset != "" {
 		if err := o.reset(want); err != nil {
@@ -211,7 +219,7 @@ func (o *Object) load() error {
 	} else if err := o.distrust(); err != nil {
 		return err
 	}
-	if st.size != o.size && !o.root.readOnly {
+	if st.size != DataSize(o.size) && !o.root.readOnly {
 		if err := errors.Join(resize(o.data, o.size), o.data.Datasync()); err != nil {
 			return err
 		}

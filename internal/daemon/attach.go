@@ -123,21 +123,27 @@ func (i *Instance) refuseOwn(name string) error {
 	if err != nil {
 		return nil // a URL, or open says what is wrong
 	}
+	inode, err := inodeOf(st, nil)
+	if err != nil {
+		return err
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	var served []string
-	for _, o := range i.objects {
-		served = append(served, o.cached.DataPath())
+	own := strings.HasPrefix(name, i.root.Dir()+"/")
+	for _, f := range i.files {
+		own = own || f.record.Device == inode.Dev
+	}
+	for _, m := range i.mounts {
+		own = own || m.record.Device == inode.Dev
 	}
 	for dir, b := range i.bound {
 		for _, o := range b.dir.Objects() {
-			served = append(served, filepath.Join(dir, o.Leaf()))
+			served, err := os.Stat(filepath.Join(dir, o.Leaf()))
+			own = own || err == nil && os.SameFile(st, served)
 		}
 	}
-	for _, path := range served {
-		if own, err := os.Stat(path); err == nil && os.SameFile(st, own) {
-			return refuse(control.ExitUsage, "attach the source that it comes from", "open %s: this instance serves it", name)
-		}
+	if own {
+		return refuse(control.ExitUsage, "attach the source that it comes from", "open %s: this instance serves it", name)
 	}
 	return nil
 }
@@ -205,11 +211,16 @@ func (i *Instance) attachLocked(rec record, where origin, blob source.Blob, sha 
 			err = errors.Join(err, undo[n]())
 		}
 	}()
-	object, err := i.acquireLocked(ondemand.ObjectID(rec.Object), where, blob, sha, true)
+	object, err := i.acquireLocked(ondemand.ObjectID(rec.Object), where, blob, sha)
 	if err != nil {
 		return err
 	}
 	undo = append(undo, func() error { return i.releaseLocked(object, rec.Forget || object.cached.Present() == 0) })
+	fs, err := i.makeFilesystem(&rec, object)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, fs.Close()) }()
 	if err := i.records.put(rec); err != nil {
 		return err
 	}
@@ -220,11 +231,30 @@ func (i *Instance) attachLocked(rec record, where origin, blob source.Blob, sha 
 		}
 		undo = append(undo, func() error { return os.Remove(rec.Path) })
 	}
-	if err := mount.BindFile(object.cached.DataPath(), rec.Path); err != nil {
+	if err := i.showFile(fs, rec.Path); err != nil {
 		return err
 	}
 	i.files[rec.Path] = &attachedFile{record: rec, object: object}
 	return nil
+}
+
+// makeFilesystem makes the filesystem that shows the object as a file, and notes
+// in rec what it is known by.
+func (i *Instance) makeFilesystem(rec *record, object *servedObject) (*mount.Filesystem, error) {
+	name, err := i.fileImage(object.cached, object.origin)
+	if err != nil {
+		return nil, err
+	}
+	e := mount.EROFS{Image: name, ReadAhead: readAheadKiB}
+	if object.cached.Size() > 0 {
+		e.Devices = []string{object.cached.DataPath()}
+	}
+	fs, err := e.Make()
+	if err != nil {
+		return nil, err
+	}
+	rec.Superblock, rec.Device = fs.Superblock, fs.Device
+	return fs, nil
 }
 
 func makePlaceholder(path string) error {
@@ -236,7 +266,7 @@ func makePlaceholder(path string) error {
 }
 
 // acquireLocked finds or makes the object and has it served. It owns blob.
-func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source.Blob, sha string, opens bool) (*servedObject, error) {
+func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source.Blob, sha string) (*servedObject, error) {
 	if o := i.objects[id]; o != nil {
 		o.files++
 		return o, blob.Close() // the object has one of its own
@@ -253,12 +283,11 @@ func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source
 		i.note(fmt.Sprintf("object %s was repaired when it was opened: %+v", id.Short(), r))
 		i.log.Warn("object was repaired", "object", id.Short(), "recovery", fmt.Sprintf("%+v", r))
 	}
-	return i.serveLocked(cached, where, blob, opens)
+	return i.serveLocked(cached, where, blob)
 }
 
-// serveLocked has the front end stop reads of the object, and with opens what looks
-// for holes in its file. It owns cached and blob.
-func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.Blob, opens bool) (*servedObject, error) {
+// serveLocked has the front end stop reads of the object. It owns cached and blob.
+func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.Blob) (*servedObject, error) {
 	id := cached.ID()
 	i.hosts.Store(id, where.host())
 	served, err := i.fetcher.Add(fetch.Cached(cached), blob)
@@ -266,7 +295,7 @@ func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.B
 		i.hosts.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())
 	}
-	if err := i.front.Attach(served, cached.DataPath(), nil, opens); err != nil {
+	if err := i.front.Attach(served, cached.DataPath(), nil); err != nil {
 		i.fetcher.Remove(id)
 		i.hosts.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())

@@ -140,7 +140,7 @@ func (i *Instance) bindLocked(rec record, o devnode.Options, presence *sys.FD) (
 	}
 	for n, object := range dir.Objects() {
 		i.fillers.Store(object.ID(), b.server)
-		if err := i.front.Attach(object, sys.ProcPath(int(object.File().Fd())), b.server.IsDaemon, false); err != nil {
+		if err := i.front.Attach(object, sys.ProcPath(int(object.File().Fd())), b.server.IsDaemon); err != nil {
 			i.fillers.Delete(object.ID())
 			return nil, errors.Join(err, i.detachObjects(dir.Objects()[:n]), b.server.Close(), dir.Close())
 		}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -27,31 +26,12 @@ func (i *Instance) breakLocked(rec record, mounts []mount.Mount, fresh bool, why
 	i.note(fmt.Sprintf("going on with %s: %v", rec.Path, why))
 	i.log.Error("going on with what was served", "path", rec.Path, "err", why)
 	i.files[rec.Path] = &attachedFile{record: rec, broken: why}
-	standing, err := i.standing(rec, mounts)
-	if err == nil && fresh && standing {
-		err = i.changeMark(rec.Path, sys.FanotifyMark)
+	if !fresh || rec.Kind != kindAttach || !rec.standing(mounts) {
+		return
 	}
-	if err != nil {
+	if err := i.changeMark(i.root.Dir()+dataSuffix(rec.Object), sys.FanotifyMark); err != nil {
 		i.report("denying reads of "+rec.Path, err)
 	}
-}
-
-// standing tells whether the record's mount stands, also where the object is gone.
-func (i *Instance) standing(rec record, mounts []mount.Mount) (bool, error) {
-	m, mounted := mount.At(mounts, rec.Path)
-	if !mounted || rec.Kind != kindAttach {
-		return false, nil
-	}
-	if showsRemoved(m, rec.Object) {
-		return true, nil
-	}
-	return shows(m, i.root.Dir(), rec.Object)
-}
-
-// showsRemoved tells whether m shows the data of the object, and that has been
-// removed: the kernel marks the path of such a root (fs/d_path.c, prepend_path).
-func showsRemoved(m mount.Mount, object string) bool {
-	return object != "" && strings.HasSuffix(m.Root, "/data//deleted") && strings.Contains(m.Root, object)
 }
 
 // changeMark marks or unmarks the file at path; no mark is no error.
@@ -84,52 +64,26 @@ func (i *Instance) detachBroken(f *attachedFile) error {
 	return nil
 }
 
-// dropBrokenAttach undoes an attach of which only the record is known.
+// dropBrokenAttach undoes an attach, or a mount, of which only the record is known.
 func (i *Instance) dropBrokenAttach(rec record) error {
-	mounts, err := mount.List()
-	if err != nil {
+	err := rec.takeOff(true, false)
+	alive, e := rec.alive()
+	if errors.Is(err, syscall.EBUSY) || err == nil && alive {
+		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by %s", rec.Path, rec.users(i.client.KeeperPID()))
+	}
+	if err := errors.Join(err, e); err != nil {
 		return err
 	}
-	if _, over := mount.At(mounts, rec.Path); over {
-		standing, err := i.standing(rec, mounts)
-		if err != nil {
-			return err
-		}
-		if !standing {
-			return refuse(control.ExitInUse, "umount that first", "detach %s: in use by what is mounted over it", rec.Path)
-		}
-		if err := i.unmountBroken(rec, mounts); err != nil {
-			return err
-		}
-	} else if i.isOpen(rec) {
-		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: somebody has its data open", rec.Path)
+	if rec.Kind == kindMount {
+		return i.dropMount(rec)
 	}
-	data := i.root.Dir() + dataSuffix(rec.Object)
 	if !i.otherShows(rec) {
-		if err := i.changeMark(data, sys.FanotifyUnmark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err := i.changeMark(i.root.Dir()+dataSuffix(rec.Object), sys.FanotifyUnmark)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	return i.dropLocked(rec)
-}
-
-// unmountBroken takes the mount away where nobody uses it.
-func (i *Instance) unmountBroken(rec record, mounts []mount.Mount) error {
-	users, err := i.users(rec.Path)
-	if err != nil {
-		return err
-	}
-	if point := i.copied(mounts, &attachedFile{record: rec}); point != "" {
-		users = append(users, "a mount of it at "+point)
-	}
-	if len(users) == 0 {
-		err := mount.Unmount(rec.Path, false)
-		if !errors.Is(err, syscall.EBUSY) {
-			return err
-		}
-		users = []string{"that is not visible here"}
-	}
-	return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by process %s", rec.Path, strings.Join(users, ", process "))
 }
 
 // otherShows tells whether another file here is of the record's object.

@@ -34,15 +34,11 @@ func loopUsers(files map[string]bool) ([]string, error) {
 	return found, nil
 }
 
-// checkLoops reports each loop device over an incomplete file once.
+// checkLoops reports each loop device over an incomplete file of a bound directory
+// once. Attached files are EROFS's, whose reads are stopped whoever asks for them.
 func (i *Instance) checkLoops() {
 	files := make(map[string]bool)
 	i.mu.Lock()
-	for path, f := range i.files {
-		if f.object != nil && !f.object.served.Complete() {
-			files[path] = true
-		}
-	}
 	for _, b := range i.bound {
 		for _, o := range b.dir.Objects() {
 			if !o.Complete() {

@@ -5,14 +5,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/lacunafs/lacuna/internal/control"
-	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -30,8 +29,9 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err err
 		return i.unbind(path)
 	}
 	var whole *os.File
+	var object *servedObject
 	if q.Hydrate {
-		if whole, err = i.copyOut(ctx, path); err != nil {
+		if object, whole, err = i.copyOut(ctx, path); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, whole.Close()) }()
@@ -45,8 +45,11 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err err
 	if f.broken != nil {
 		return i.detachBroken(f)
 	}
+	if whole != nil && f.object != object {
+		return refuse(control.ExitInUse, "detach it again", "detach %s: something else was attached there meanwhile", path)
+	}
 	if err := i.unmount(f); errors.Is(err, syscall.EBUSY) {
-		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by %s", path, i.usersOf(f))
+		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by %s", path, f.record.users(i.client.KeeperPID()))
 	} else if err != nil {
 		return fmt.Errorf("detach %s: %w", path, err)
 	}
@@ -61,51 +64,13 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err err
 	return nil
 }
 
-// unmount takes the file's mount away; EBUSY, wrapped, where it is in use, also
-// by a copy of the mount: without the mark its holes would read as zeros. Where
-// somebody else has unmounted it that is no error.
+// unmount takes the file's mount away; EBUSY, wrapped, where it is in use. One
+// that is complete may be mounted elsewhere: that goes on without us.
 func (i *Instance) unmount(f *attachedFile) error {
-	path, object := f.record.Path, f.record.Object
-	mounts, err := mount.List()
-	if err != nil {
-		return err
+	if f.leaving {
+		return fmt.Errorf("%s is detached and still open: %w", f.record.Path, syscall.EBUSY)
 	}
-	m, mounted := mount.At(mounts, path)
-	if mounted {
-		ours, err := shows(m, i.root.Dir(), object)
-		if err != nil {
-			return err
-		}
-		if !ours {
-			return fmt.Errorf("something else is mounted over %s: %w", path, syscall.EBUSY)
-		}
-	}
-	if !f.object.served.Complete() {
-		users, err := i.users(f.object.cached.DataPath())
-		if err != nil {
-			return err
-		}
-		if len(users) > 0 || i.copied(mounts, f) != "" {
-			return fmt.Errorf("unmount %s: %w", path, syscall.EBUSY)
-		}
-	}
-	if !mounted {
-		return nil
-	}
-	return mount.Unmount(path, false)
-}
-
-// copied is where another mount here shows the object and is not one of ours.
-func (i *Instance) copied(mounts []mount.Mount, f *attachedFile) string {
-	for _, m := range mounts {
-		if i.files[m.Point] != nil {
-			continue
-		}
-		if ours, err := shows(m, i.root.Dir(), f.record.Object); err == nil && ours {
-			return m.Point
-		}
-	}
-	return ""
+	return f.record.takeOff(!f.object.served.Complete(), false)
 }
 
 func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
@@ -122,11 +87,20 @@ func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
 	return f, nil
 }
 
-// forgetLocked undoes the rest of an attach whose mount is gone. All steps are
-// tried, and an error does not stop the next.
+// forgetLocked undoes the rest of an attach whose mount is gone. While somebody
+// can read it, an incomplete object stays served. All steps are tried, and an error
+// does not stop the next.
 func (i *Instance) forgetLocked(f *attachedFile) error {
+	var err error
+	if !f.leaving {
+		err = dropPlaceholder(f.record)
+	}
+	alive, e := f.record.alive()
+	if e != nil || alive && !f.object.served.Complete() {
+		f.leaving = true
+		return errors.Join(err, e)
+	}
 	delete(i.files, f.record.Path)
-	err := dropPlaceholder(f.record)
 	if err == nil {
 		err = i.records.remove(f.record.Path)
 	}
@@ -149,50 +123,6 @@ func dropPlaceholder(rec record) error {
 		return nil // not what was made
 	}
 	return os.Remove(rec.Path)
-}
-
-// usersOf names who has the file open or mapped.
-func (i *Instance) usersOf(f *attachedFile) string {
-	users, err := i.users(f.object.cached.DataPath())
-	if err != nil {
-		return "somebody (" + err.Error() + ")"
-	}
-	if mounts, err := mount.List(); err == nil && len(users) == 0 {
-		if m, mounted := mount.At(mounts, f.record.Path); mounted {
-			if ours, err := shows(m, i.root.Dir(), f.record.Object); err == nil && !ours {
-				return "what is mounted over it"
-			}
-		}
-		if point := i.copied(mounts, f); point != "" {
-			return "a mount of it at " + point
-		}
-	}
-	if len(users) == 0 {
-		return "a process that is not visible here"
-	}
-	return "process " + strings.Join(users, ", process ")
-}
-
-func (i *Instance) users(paths ...string) ([]string, error) {
-	files := make(map[sys.Inode]bool)
-	for _, path := range paths {
-		st, err := os.Stat(path)
-		if err != nil {
-			return nil, err
-		}
-		if s, ok := st.Sys().(*syscall.Stat_t); ok {
-			files[sys.Inode{Dev: s.Dev, Ino: s.Ino}] = true
-		}
-	}
-	users, err := mount.Users(files, i.client.KeeperPID())
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, u := range users {
-		names = append(names, u.String())
-	}
-	return names, nil
 }
 
 // Hydrate fetches everything of an attached file, and verifies it where a
@@ -228,14 +158,14 @@ func (i *Instance) hydrate(ctx context.Context, path string, progress func(contr
 
 // copyOut makes a whole copy of the attached file, on the same filesystem and
 // without a name yet: nothing is left of it if it is not needed after all.
-func (i *Instance) copyOut(ctx context.Context, path string) (out *os.File, err error) {
-	object, err := i.hydrate(ctx, path, func(control.Progress) {})
+func (i *Instance) copyOut(ctx context.Context, path string) (object *servedObject, out *os.File, err error) {
+	object, err = i.hydrate(ctx, path, func(control.Progress) {})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	fd, err := sys.TempFile(filepath.Dir(path), 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("copy %s out: %w", path, err)
+		return nil, nil, fmt.Errorf("copy %s out: %w", path, err)
 	}
 	out = fd.File(path)
 	defer func() {
@@ -245,19 +175,19 @@ func (i *Instance) copyOut(ctx context.Context, path string) (out *os.File, err 
 	}()
 	whole := ondemand.Range{Len: object.cached.Size()}
 	if !object.cached.Has(whole) {
-		return nil, errors.New("data went missing while it was copied")
+		return nil, nil, errors.New("data went missing while it was copied")
 	}
 	in, err := os.Open(object.cached.DataPath())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
 	// Between two files of one filesystem the kernel copies, or shares blocks.
-	n, err := out.ReadFrom(in)
+	n, err := out.ReadFrom(&io.LimitedReader{R: in, N: whole.Len})
 	if err == nil && n != whole.Len {
 		err = fmt.Errorf("copied %d bytes of %d", n, whole.Len)
 	}
-	return out, errors.Join(err, out.Chmod(0o644), out.Sync())
+	return object, out, errors.Join(err, out.Chmod(0o644), out.Sync())
 }
 
 // place puts the copy where the attached file was.
@@ -269,5 +199,5 @@ func place(out *os.File, path string) error {
 	if err := os.Rename(name, path); err != nil {
 		return errors.Join(err, os.Remove(name))
 	}
-	return nil
+	return syncDir(filepath.Dir(path))
 }

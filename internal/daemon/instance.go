@@ -76,9 +76,10 @@ type servedObject struct {
 
 // attachedFile is a place where an object appears.
 type attachedFile struct {
-	record record
-	object *servedObject // nil while it is being attached or detached, and where broken is set
-	broken error         // why it cannot be served; its record may be that of a bind
+	record  record
+	object  *servedObject // nil while it is being attached or detached, and where broken is set
+	leaving bool          // its mount is gone, and somebody still reads it
+	broken  error         // why it cannot be served; its record may be that of a bind
 }
 
 // Fill finds who fills the object: the source that it was fetched from, or the

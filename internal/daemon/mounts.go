@@ -192,6 +192,16 @@ func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Pl
 	if err := i.serveDevicesLocked(ctx, m); err != nil {
 		return err
 	}
+	e := mount.EROFS{Image: plan.Metadata, ReadAhead: readAheadKiB}
+	for _, o := range m.devices {
+		e.Devices = append(e.Devices, o.cached.DataPath())
+	}
+	fs, err := e.Make()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, fs.Close()) }()
+	m.record.Superblock, m.record.Device = fs.Superblock, fs.Device
 	if err := i.records.put(m.record); err != nil {
 		return err
 	}
@@ -202,18 +212,7 @@ func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Pl
 		}
 		undo = append(undo, func() error { return os.Remove(rec.Path) })
 	}
-	e := mount.EROFS{Image: plan.Metadata, ReadAhead: readAheadKiB}
-	for _, o := range m.devices {
-		e.Devices = append(e.Devices, o.cached.DataPath())
-	}
-	if m.record.Superblock, err = e.Mount(rec.Path); err != nil {
-		return err
-	}
-	undo = append(undo, func() error { return mount.Unmount(rec.Path, false) })
-	if m.record.Device, err = mount.DeviceOf(rec.Path); err != nil {
-		return err
-	}
-	if err := i.records.put(m.record); err != nil {
+	if err := fs.MoveTo(rec.Path); err != nil {
 		return err
 	}
 	i.mounts[rec.Path] = m
@@ -258,7 +257,7 @@ func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int) (*se
 		return nil, errors.Join(err, blob.Close())
 	}
 	where := layerOrigin(m.image, from)
-	o, err := i.serveLocked(cached, where, device, false)
+	o, err := i.serveLocked(cached, where, device)
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())
 	}
@@ -288,35 +287,22 @@ func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	if f := i.files[path]; f != nil && f.broken != nil && f.record.Kind == kindMount {
+		return i.detachBroken(f)
+	}
 	m := i.mounts[path]
 	if m == nil || m.plan == nil {
 		return refuse(control.ExitError, "`lacuna status` lists what is mounted", "umount %s: no image is mounted there", path)
 	}
 	if m.leaving {
-		return refuse(control.ExitInUse, "let them close it", "umount %s: it is unmounted, and still in use by %s", path, i.usersOfMount(m))
+		return refuse(control.ExitInUse, "let them close it", "umount %s: it is unmounted, and still in use by %s", path, m.record.users(i.client.KeeperPID()))
 	}
-	if err := i.unmountImage(m, q.Lazy); errors.Is(err, syscall.EBUSY) {
-		return refuse(control.ExitInUse, "let them close it, or `lacuna umount --lazy`", "umount %s: in use by %s", path, i.usersOfMount(m))
+	if err := m.record.takeOff(!q.Lazy && !m.complete(), q.Lazy); errors.Is(err, syscall.EBUSY) {
+		return refuse(control.ExitInUse, "let them close it, or `lacuna umount --lazy`", "umount %s: in use by %s", path, m.record.users(i.client.KeeperPID()))
 	} else if err != nil {
 		return fmt.Errorf("umount %s: %w", path, err)
 	}
 	return i.forgetMountLocked(m)
-}
-
-// unmountImage takes the mount away, unless it is gone already.
-func (i *Instance) unmountImage(m *mountedImage, lazy bool) error {
-	mounts, err := mount.List()
-	if err != nil {
-		return err
-	}
-	at, mounted := mount.At(mounts, m.record.Path)
-	if !mounted {
-		return nil
-	}
-	if at.Source != m.plan.Metadata {
-		return fmt.Errorf("something else is mounted over %s: %w", m.record.Path, syscall.EBUSY)
-	}
-	return mount.Unmount(m.record.Path, lazy)
 }
 
 // forgetMountLocked undoes the rest of a mount that is gone. While its filesystem
@@ -328,11 +314,11 @@ func (i *Instance) forgetMountLocked(m *mountedImage) error {
 			i.report("removing the directory of a mount", err)
 		}
 	}
-	alive, err := mount.Alive(m.record.Superblock)
+	alive, err := m.record.alive()
 	if err != nil {
 		return err
 	}
-	if alive {
+	if alive && !m.complete() {
 		if !m.leaving {
 			m.leaving = true
 			i.log.Info("unmounted, and still in use", "dir", m.record.Path)
@@ -345,16 +331,22 @@ func (i *Instance) forgetMountLocked(m *mountedImage) error {
 	return err
 }
 
-// forgetLeft releases mounts that were left to their users and are not used any more.
+// forgetLeft releases what was left to its users and is not used any more.
 func (i *Instance) forgetLeft() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, m := range i.mounts {
-		if !m.leaving {
-			continue
+		if m.leaving {
+			if err := i.forgetMountLocked(m); err != nil {
+				i.report("releasing "+m.record.Path, err)
+			}
 		}
-		if err := i.forgetMountLocked(m); err != nil {
-			i.report("releasing "+m.record.Path, err)
+	}
+	for _, f := range i.files {
+		if f.leaving {
+			if err := i.forgetLocked(f); err != nil {
+				i.report("releasing "+f.record.Path, err)
+			}
 		}
 	}
 }
@@ -384,13 +376,11 @@ func (i *Instance) remountLocked(rec record, leaving bool) error {
 // restoreMount goes on with a recorded mount, or undoes what is left of it.
 // alone, where it is not nil, notes what nobody guarded.
 func (i *Instance) restoreMount(rec record, mounts []mount.Mount, alone *control.Unguarded) error {
-	at, mounted := mount.At(mounts, rec.Path)
-	mounted = mounted && at.Type == "erofs" && strings.HasPrefix(at.Source, filepath.Join(i.root.Dir(), "images")+"/")
-	alive, err := mount.Alive(rec.Superblock)
+	mounted := rec.standing(mounts)
+	alive, err := rec.alive()
 	if err != nil {
 		return err
 	}
-	alive = alive && rec.Superblock != ""
 	if alone == nil {
 		if mounted || alive {
 			return i.remountLocked(rec, !mounted)
@@ -421,20 +411,14 @@ func (i *Instance) dropMount(rec record) error {
 	return i.records.remove(rec.Path)
 }
 
-// usersOfMount names who uses the mounted filesystem.
-func (i *Instance) usersOfMount(m *mountedImage) string {
-	users, err := mount.UsersOf(m.record.Device, i.client.KeeperPID())
-	if err != nil {
-		return "somebody (" + err.Error() + ")"
+// complete tells whether nothing of the image is missing.
+func (m *mountedImage) complete() bool {
+	for _, o := range m.devices {
+		if !o.served.Complete() {
+			return false
+		}
 	}
-	if len(users) == 0 {
-		return "a process that is not visible here, or another mount"
-	}
-	var names []string
-	for _, u := range users {
-		names = append(names, "process "+u.String())
-	}
-	return some(names)
+	return true
 }
 
 // mountedStatus is what status shows of a mount.

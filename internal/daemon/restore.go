@@ -4,10 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -15,7 +13,6 @@ import (
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
-	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 // restore goes on with what the worker before has served, or, where nobody held
@@ -27,6 +24,9 @@ func (i *Instance) restore(fresh bool) error {
 	if err != nil {
 		i.note(err.Error())
 		i.log.Error("reading records", "err", err)
+	}
+	if err := i.dropSteps(); err != nil {
+		return err
 	}
 	mounts, err := mount.List()
 	if err != nil {
@@ -68,22 +68,23 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 	if rec.Kind == kindMount {
 		return i.restoreMount(rec, mounts, alone)
 	}
-	mounted, err := i.standing(rec, mounts)
-	if err != nil {
-		return err
-	}
+	mounted := rec.standing(mounts)
 	if alone == nil {
-		if !mounted && !i.isOpen(rec) {
+		alive, err := rec.alive()
+		if err != nil {
+			return err
+		}
+		if !mounted && !alive {
 			// The worker before died between the record and the mount.
 			return i.dropLocked(rec)
 		}
-		return i.reattachLocked(rec)
+		return i.reattachLocked(rec, !mounted)
 	}
 	if !mounted {
 		return i.dropLocked(rec) // the machine was restarted
 	}
 	alone.Files = append(alone.Files, rec.Path)
-	err = mount.Unmount(rec.Path, false)
+	err := mount.Unmount(rec.Path, false)
 	if err == nil {
 		return i.dropLocked(rec)
 	}
@@ -91,19 +92,11 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 		return err
 	}
 	// In use: from now on it is guarded again.
-	if err := i.reattachLocked(rec); err != nil {
+	if err := i.reattachLocked(rec, false); err != nil {
 		return err
 	}
-	users, err := i.users(i.files[rec.Path].object.cached.DataPath())
-	alone.Users = append(alone.Users, users...)
-	return err
-}
-
-// isOpen tells whether anybody may still read the record's object: its mount was
-// taken away lazily, or over there are others. In doubt it is.
-func (i *Instance) isOpen(rec record) bool {
-	users, err := i.users(i.root.Dir() + dataSuffix(rec.Object))
-	return len(users) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
+	alone.Users = append(alone.Users, rec.users(i.client.KeeperPID()))
+	return nil
 }
 
 // dropLocked undoes the record of an attach that is not mounted.
@@ -123,43 +116,9 @@ func dataSuffix(object string) string {
 	return filepath.Join("/objects", object[:min(2, len(object))], object, "data")
 }
 
-// shows tells whether m shows the object below root. Another instance may have
-// attached the same object from a root of its own: only the inode tells.
-func shows(m mount.Mount, root, object string) (bool, error) {
-	if !strings.HasSuffix(m.Root, dataSuffix(object)) {
-		return false, nil
-	}
-	own, err := os.Stat(root + dataSuffix(object))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	seen, err := os.Stat(m.Point)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // unmounted since it was listed
-	}
-	return err == nil && os.SameFile(seen, own), err
-}
-
-// letOpen takes the asking for opens from a file that the worker before has
-// marked: ours would wait for an answer of our own, before anybody gives one.
-// Attaching the file asks again.
-func (i *Instance) letOpen(path string) (err error) {
-	file, err := sys.OpenPath(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	if err := sys.FanotifyUnmarkOpens(i.group, file); !errors.Is(err, syscall.ENOENT) {
-		return err
-	}
-	return nil // it is not marked
-}
-
-// reattachLocked serves an attached file whose mount stands, without asking the source.
-func (i *Instance) reattachLocked(rec record) error {
+// reattachLocked serves an attached file whose mount stands, or leaving, whose
+// filesystem lives without it, and does not ask the source.
+func (i *Instance) reattachLocked(rec record, leaving bool) error {
 	id := ondemand.ObjectID(rec.Object)
 	o := i.objects[id]
 	if o != nil {
@@ -170,11 +129,8 @@ func (i *Instance) reattachLocked(rec record) error {
 		if err != nil {
 			return err
 		}
-		if st.Size() != rec.Size {
-			return fmt.Errorf("object %s has %d bytes, not %d: %w", id.Short(), st.Size(), rec.Size, cache.ErrCorrupt)
-		}
-		if err := i.letOpen(i.root.Dir() + dataSuffix(rec.Object)); err != nil {
-			return err
+		if want := cache.DataSize(rec.Size); st.Size() != want {
+			return fmt.Errorf("data of object %s has %d bytes, not %d: %w", id.Short(), st.Size(), want, cache.ErrCorrupt)
 		}
 		cached, err := i.root.Object(id)
 		if err != nil {
@@ -188,33 +144,26 @@ func (i *Instance) reattachLocked(rec record) error {
 		if err != nil {
 			return errors.Join(err, cached.Close())
 		}
-		if o, err = i.serveLocked(cached, where, blob, true); err != nil {
+		if o, err = i.serveLocked(cached, where, blob); err != nil {
 			return err
 		}
 	}
-	i.files[rec.Path] = &attachedFile{record: rec, object: o}
+	i.files[rec.Path] = &attachedFile{record: rec, object: o, leaving: leaving}
 	return nil
 }
 
-// unmountStrays takes down mounts of this root's objects that no record explains.
+// unmountStrays takes down mounts of this root's filesystem images that no record
+// explains.
 func (i *Instance) unmountStrays(alone *control.Unguarded) error {
 	mounts, err := mount.List()
 	if err != nil {
 		return err
 	}
 	for _, m := range mounts {
-		id := filepath.Base(filepath.Dir(m.Root))
-		if len(id) != 64 || i.files[m.Point] != nil {
+		if i.files[m.Point] != nil || i.mounts[m.Point] != nil || !isOwnMount(m, i.root.Dir()) {
 			continue
 		}
-		ours, err := shows(m, i.root.Dir(), id)
-		if err == nil && !ours {
-			continue
-		}
-		if err == nil {
-			err = mount.Unmount(m.Point, false)
-		}
-		if err != nil {
+		if err := mount.Unmount(m.Point, false); err != nil {
 			i.note(fmt.Sprintf("a dead instance left %s: %v", m.Point, err))
 			i.log.Error("unmounting what a dead instance left", "file", m.Point, "err", err)
 		}

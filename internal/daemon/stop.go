@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/keeper"
 	"github.com/lacunafs/lacuna/internal/mount"
-	"github.com/lacunafs/lacuna/internal/sys"
+	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
 // busyPoll is how often a stopping instance looks whether files are still open.
@@ -39,8 +39,8 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 	defer tick.Stop()
 	told := make(map[string]bool)
 	for {
-		left, err := i.takeDownAll()
-		if len(left) == 0 {
+		left, known, err := i.takeDownAll()
+		if len(left) == 0 && known {
 			return err
 		}
 		for _, l := range left {
@@ -57,8 +57,9 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 	}
 }
 
-// takeDownAll takes down what can be, and tells what is in use.
-func (i *Instance) takeDownAll() (left []string, err error) {
+// takeDownAll takes down what can be, and tells what is in use. Where it is not
+// known that nothing else can be read, known is false.
+func (i *Instance) takeDownAll() (left []string, known bool, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	var errs []error
@@ -77,35 +78,41 @@ func (i *Instance) takeDownAll() (left []string, err error) {
 		if m.plan == nil {
 			continue // its mount is going on, and fails
 		}
-		err := i.unmountImage(m, false)
+		err := m.record.takeOff(false, false)
 		if err == nil {
 			err = i.forgetMountLocked(m)
 		}
-		switch {
-		case errors.Is(err, syscall.EBUSY) || err == nil && i.mounts[path] != nil:
-			left = append(left, fmt.Sprintf("%s by %s", path, i.usersOfMount(m)))
-		case err != nil:
-			left = append(left, err.Error())
-		}
+		left, errs = i.stillThere(left, errs, &m.record, err, i.mounts[path] != nil)
 	}
 	for path, f := range i.files {
 		if f.object == nil {
 			continue // its attach is going on, and fails; or takeDown finds it
 		}
-		switch err := i.unmount(f); {
-		case err == nil:
-			errs = append(errs, i.forgetLocked(f))
-		case errors.Is(err, syscall.EBUSY):
-			left = append(left, fmt.Sprintf("%s by %s", path, i.usersOf(f)))
-		default:
-			left = append(left, err.Error())
+		err := f.record.takeOff(false, false)
+		if err == nil {
+			err = i.forgetLocked(f)
 		}
+		left, errs = i.stillThere(left, errs, &f.record, err, i.files[path] != nil)
 	}
 	if len(left) > 0 {
-		return left, errors.Join(errs...)
+		return left, true, errors.Join(errs...)
 	}
 	left, err = takeDown(i.root.Dir(), i.held, i.client.KeeperPID())
-	return left, errors.Join(append(errs, err)...)
+	return left, err == nil, errors.Join(append(errs, err)...)
+}
+
+// stillThere adds to left what could not be taken off, or is not gone although it
+// was, and to errs what went wrong otherwise.
+func (i *Instance) stillThere(left []string, errs []error, rec *record, err error, there bool) ([]string, []error) {
+	switch {
+	case errors.Is(err, syscall.EBUSY) || err == nil && there:
+		left = append(left, fmt.Sprintf("%s by %s", rec.Path, rec.users(i.client.KeeperPID())))
+	case err != nil && there:
+		left = append(left, err.Error())
+	case err != nil:
+		errs = append(errs, err)
+	}
+	return left, errs
 }
 
 // leaveBound leaves the bound directories that are in use to the keeper, which
@@ -131,14 +138,11 @@ func Leftovers(root string, held keeper.Held) error {
 	return err
 }
 
-// takeDown unmounts every mount here that shows data of root's objects, undoes
-// what the records say, and tells what could still read a hole: mounts and
-// processes. What cannot be undone otherwise does not keep it from the rest.
+// takeDown unmounts every mount here of root's filesystem images, undoes what the
+// records say, and tells what could still read a hole. What cannot be undone
+// otherwise does not keep it from the rest. With an error it is not known what
+// stands.
 func takeDown(root string, held keeper.Held, except ...int) (left []string, err error) {
-	data, err := dataFiles(root)
-	if err != nil {
-		return nil, err
-	}
 	recs, err := (records{filepath.Join(root, "served")}).list()
 	if err != nil && len(recs) == 0 {
 		recs = nil // what cannot be read is told of at the start
@@ -148,29 +152,45 @@ func takeDown(root string, held keeper.Held, except ...int) (left []string, err 
 		return nil, err
 	}
 	for _, m := range mounts {
-		if !showsAny(m, data) && !isOfRemoved(m, data, recs) {
+		if !isOwnMount(m, root) {
 			continue
 		}
 		if err := mount.Unmount(m.Point, false); err != nil {
 			left = append(left, err.Error())
 		}
 	}
-	sparse := make(map[sys.Inode]bool)
-	for inode, incomplete := range data {
-		if incomplete {
-			sparse[inode] = true
+	for _, rec := range recs {
+		alive, err := rec.alive()
+		if err != nil {
+			return nil, err
+		}
+		if alive && !whole(root, rec) {
+			left = append(left, rec.Path+" by "+rec.users(except...))
 		}
 	}
-	users, err := mount.Users(sparse, except...)
-	for _, u := range users {
-		left = append(left, "process "+u.String())
-	}
-	bound, boundErr := boundLeft(recs, held, except...)
-	left, err = append(left, bound...), errors.Join(err, boundErr)
+	bound, err := boundLeft(recs, held, except...)
+	left = append(left, bound...)
 	if len(left) > 0 || err != nil {
 		return left, err
 	}
 	return nil, dropRecords(root)
+}
+
+// whole tells whether nothing of the record's objects is missing. In doubt it is not.
+func whole(root string, rec record) bool {
+	if rec.Kind != kindAttach {
+		return false
+	}
+	r, err := cache.OpenRootReadOnly(root)
+	if err != nil {
+		return false
+	}
+	o, err := r.Object(ondemand.ObjectID(rec.Object))
+	if err != nil {
+		return false
+	}
+	complete := o.Complete()
+	return errors.Join(o.Close(), r.Close()) == nil && complete
 }
 
 // dropRecords undoes what the records of things that are taken down say. One
@@ -189,58 +209,4 @@ func dropRecords(root string) error {
 		errs = append(errs, dropPlaceholder(rec), r.remove(rec.Path))
 	}
 	return errors.Join(errs...)
-}
-
-// dataFiles are the data files of root's objects, and whether each has holes, as
-// the disk space that it takes tells.
-func dataFiles(root string) (map[sys.Inode]bool, error) {
-	names, err := filepath.Glob(filepath.Join(root, "objects", "*", "*", "data"))
-	if err != nil {
-		return nil, err
-	}
-	data := make(map[sys.Inode]bool, len(names))
-	for _, name := range names {
-		st, err := os.Stat(name)
-		if err != nil {
-			continue // removed meanwhile
-		}
-		if s, ok := st.Sys().(*syscall.Stat_t); ok {
-			data[sys.Inode{Dev: s.Dev, Ino: s.Ino}] = s.Blocks*512 < s.Size // st_blocks: stat(2)
-		}
-	}
-	return data, nil
-}
-
-// isOfRemoved tells whether m shows the data of a recorded object that has been
-// removed, and then adds that to data: nobody knows any more what it has.
-func isOfRemoved(m mount.Mount, data map[sys.Inode]bool, recs []record) bool {
-	for _, rec := range recs {
-		if rec.Kind != kindAttach || m.Point != rec.Path || !showsRemoved(m, rec.Object) {
-			continue
-		}
-		inode, err := inodeOf(os.Stat(m.Point))
-		if err != nil {
-			return false
-		}
-		data[inode] = true
-		return true
-	}
-	return false
-}
-
-// showsAny tells whether m is a mount of one of the data files.
-func showsAny(m mount.Mount, data map[sys.Inode]bool) bool {
-	if filepath.Base(m.Root) != "data" {
-		return false
-	}
-	st, err := os.Stat(m.Point)
-	if err != nil {
-		return false
-	}
-	s, ok := st.Sys().(*syscall.Stat_t)
-	if !ok {
-		return false
-	}
-	_, ours := data[sys.Inode{Dev: s.Dev, Ino: s.Ino}]
-	return ours
 }

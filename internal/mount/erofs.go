@@ -12,7 +12,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/sys"
 )
 
-// EROFS is a file-backed EROFS mount that is to be made: Linux 6.12 with
+// EROFS is a file-backed EROFS filesystem that is to be made, read-only: Linux 6.12 with
 // CONFIG_EROFS_FS_BACKED_BY_FILE, and CAP_SYS_ADMIN.
 type EROFS struct {
 	// Image is the path of the filesystem image. No event stops the kernel's
@@ -31,31 +31,74 @@ type EROFS struct {
 // longest value that fsconfig(2) takes.
 const longest = 255
 
-// Mount mounts the filesystem read-only on the directory target. Whatever is to
-// stop reads of the devices must have marked them before: the kernel opens them
-// here. superblock names the filesystem for as long as it lives (see Alive), and is
-// empty where that could not be told, because somebody else mounted one just now.
-func (e EROFS) Mount(target string) (superblock string, err error) {
-	before, err := superblocks()
-	if err != nil {
-		return "", err
-	}
-	tree, err := e.create()
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, tree.Close()) }()
-	if superblock, err = newSuperblock(before); err != nil {
-		return "", err
-	}
-	if e.ReadAhead > 0 && superblock != "" {
-		name := filepath.Join(bdiDir, superblock, "read_ahead_kb")
-		if err := os.WriteFile(name, strconv.AppendInt(nil, int64(e.ReadAhead), 10), 0); err != nil {
-			return "", fmt.Errorf("set read-ahead: %w", err)
-		}
-	}
-	return superblock, sys.MoveMount(tree, target)
+// Filesystem is an EROFS filesystem that is made and lies nowhere yet. It ends
+// with Close, unless it was moved somewhere.
+type Filesystem struct {
+	// Superblock names the filesystem for as long as it lives: see Alive.
+	Superblock string
+	// Device is st_dev of its files.
+	Device uint64
+
+	tree *sys.FD
 }
+
+// makeTries is how often Make tries again where another EROFS filesystem was
+// made at the same time, so that it is not told which superblock is which.
+const makeTries = 10
+
+// Make makes the filesystem. Whatever is to stop reads of the devices must have
+// marked them before: the kernel opens them here.
+func (e EROFS) Make() (*Filesystem, error) {
+	for range makeTries {
+		before, err := superblocks()
+		if err != nil {
+			return nil, err
+		}
+		tree, err := e.create()
+		if err != nil {
+			return nil, err
+		}
+		f := &Filesystem{tree: tree}
+		f.Superblock, err = newSuperblock(before)
+		if err == nil && f.Superblock == "" {
+			if err := f.Close(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err == nil {
+			err = f.describe(e.ReadAhead)
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		return f, nil
+	}
+	return nil, fmt.Errorf("mount filesystem image %s: others make EROFS mounts all the time", e.Image)
+}
+
+// describe finds the device number and sets the read-ahead.
+func (f *Filesystem) describe(readAhead int) error {
+	inode, err := sys.InodeOf(f.tree.Int())
+	if err != nil {
+		return err
+	}
+	f.Device = inode.Dev
+	if readAhead == 0 {
+		return nil
+	}
+	name := filepath.Join(bdiDir, f.Superblock, "read_ahead_kb")
+	if err := os.WriteFile(name, strconv.AppendInt(nil, int64(readAhead), 10), 0); err != nil {
+		return fmt.Errorf("set read-ahead: %w", err)
+	}
+	return nil
+}
+
+// MoveTo mounts the filesystem on the directory target.
+func (f *Filesystem) MoveTo(target string) error { return sys.MoveMount(f.tree, target) }
+
+// Close lets go of the filesystem.
+func (f *Filesystem) Close() error { return f.tree.Close() }
 
 // create makes the mount, which lies nowhere yet.
 func (e EROFS) create() (tree *sys.FD, err error) {

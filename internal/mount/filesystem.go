@@ -7,41 +7,61 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"syscall"
-
-	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 // UsersOf finds the processes that use the filesystem with that device number
-// (st_dev): by an open or mapped file, a directory that they are in, or a mount
-// of it in a mount namespace of their own. Who is left out is as for Users.
+// (st_dev) by an open or mapped file or a directory that they are in, and what
+// Elsewhere finds. Who is left out is as for Users.
 func UsersOf(dev uint64, except ...int) ([]User, error) {
-	procs, err := os.ReadDir("/proc")
+	users, err := Elsewhere(dev, except...)
 	if err != nil {
-		return nil, fmt.Errorf("look for users: %w", err)
+		return nil, err
 	}
+	err = eachProcess(except, func(pid int, dir string) {
+		if !slices.ContainsFunc(users, func(u User) bool { return u.PID == pid }) && isOn(dir, dev) {
+			users = append(users, User{PID: pid, Name: nameOf(dir)})
+		}
+	})
+	return users, err
+}
+
+// Elsewhere finds the other mount namespaces in which the filesystem with that
+// device number is mounted, by one process of each.
+func Elsewhere(dev uint64, except ...int) ([]User, error) {
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return nil, fmt.Errorf("look for users: %w", err)
 	}
 	var users []User
 	namespaces := map[string]bool{own: true} // those that were looked into
+	err = eachProcess(except, func(pid int, dir string) {
+		ns, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
+		if err != nil || namespaces[ns] {
+			return
+		}
+		seen, complete := mountsDevice(dir, dev)
+		// A process in a chroot sees only part of its namespace's mounts.
+		namespaces[ns] = seen || complete
+		if seen {
+			users = append(users, User{PID: pid, Name: nameOf(dir), Elsewhere: true})
+		}
+	})
+	return users, err
+}
+
+// eachProcess calls do with the processes that are neither this one nor in except.
+func eachProcess(except []int, do func(pid int, dir string)) error {
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return fmt.Errorf("look for users: %w", err)
+	}
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
-		if err != nil || pid == os.Getpid() || slices.Contains(except, pid) {
-			continue
-		}
-		dir := filepath.Join("/proc", p.Name())
-		elsewhere := false
-		if ns, err := os.Readlink(filepath.Join(dir, "ns/mnt")); err == nil && !namespaces[ns] {
-			namespaces[ns] = true
-			elsewhere = mountsDevice(dir, dev)
-		}
-		if elsewhere || isOn(dir, dev) {
-			users = append(users, User{PID: pid, Name: nameOf(dir), Elsewhere: elsewhere})
+		if err == nil && pid != os.Getpid() && !slices.Contains(except, pid) {
+			do(pid, filepath.Join("/proc", p.Name()))
 		}
 	}
-	return users, nil
+	return nil
 }
 
 // isOn tells whether the process has something of the filesystem open.
@@ -65,29 +85,20 @@ func isOn(dir string, dev uint64) bool {
 	return false
 }
 
-// mountsDevice tells whether the filesystem is mounted where the process lives.
-func mountsDevice(dir string, dev uint64) bool {
+// mountsDevice tells whether the filesystem is mounted where the process lives, as
+// far as it sees; complete: it sees its namespace's root.
+func mountsDevice(dir string, dev uint64) (seen, complete bool) {
 	f, err := os.Open(filepath.Join(dir, "mountinfo"))
 	if err != nil {
-		return false
+		return false, false
 	}
 	mounts, err := parse(f)
 	if errors.Join(err, f.Close()) != nil {
-		return false
+		return false, false
 	}
-	major, minor := sys.Inode{Dev: dev}.DeviceNumbers()
-	return slices.ContainsFunc(mounts, func(m Mount) bool { return m.Major == major && m.Minor == minor })
-}
-
-// DeviceOf is the device number of the filesystem that path lies on.
-func DeviceOf(path string) (uint64, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return 0, err
+	for _, m := range mounts {
+		seen = seen || m.Device() == dev
+		complete = complete || m.Point == "/"
 	}
-	s, ok := st.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, fmt.Errorf("stat %s: no device number", path)
-	}
-	return s.Dev, nil
+	return seen, complete
 }

@@ -27,6 +27,9 @@ type Mount struct {
 	Source string
 }
 
+// Device is st_dev of the files of the mount.
+func (m Mount) Device() uint64 { return sys.DeviceNumber(m.Major, m.Minor) }
+
 // List returns this process's mounts, in the order in which they were made.
 func List() (mounts []Mount, err error) {
 	f, err := os.Open("/proc/self/mountinfo")

@@ -15,7 +15,6 @@ import (
 // the information header, nor the range record, nor a denial with an errno.
 const (
 	FanPreAccess  = 0x00100000 // FAN_PRE_ACCESS
-	FanOpenPerm   = unix.FAN_OPEN_PERM
 	FanQOverflow  = unix.FAN_Q_OVERFLOW
 	metadataLen   = 24 // struct fanotify_event_metadata
 	infoHeaderLen = 4  // struct fanotify_event_info_header
@@ -47,20 +46,9 @@ func FanotifyMark(group, file *FD) error {
 	return fanotifyMark(group, unix.FAN_MARK_ADD, file.Int(), FanPreAccess)
 }
 
-// FanotifyMarkOpens asks for events of each open(2) of the inode as well. An
-// open with O_PATH raises none.
-func FanotifyMarkOpens(group, file *FD) error {
-	return fanotifyMark(group, unix.FAN_MARK_ADD, file.Int(), FanPreAccess|FanOpenPerm)
-}
-
-// FanotifyUnmarkOpens takes back what FanotifyMarkOpens asked for more.
-func FanotifyUnmarkOpens(group, file *FD) error {
-	return fanotifyMark(group, unix.FAN_MARK_REMOVE, file.Int(), FanOpenPerm)
-}
-
 // FanotifyUnmark takes back FanotifyMark.
 func FanotifyUnmark(group, file *FD) error {
-	return fanotifyMark(group, unix.FAN_MARK_REMOVE, file.Int(), FanPreAccess|FanOpenPerm)
+	return fanotifyMark(group, unix.FAN_MARK_REMOVE, file.Int(), FanPreAccess)
 }
 
 func fanotifyMark(group *FD, op uint, file int, mask uint64) error {

@@ -26,6 +26,9 @@ func InodeOf(raw int) (Inode, error) {
 // DeviceNumbers splits Dev as /proc/self/mountinfo shows it.
 func (i Inode) DeviceNumbers() (major, minor uint32) { return unix.Major(i.Dev), unix.Minor(i.Dev) }
 
+// DeviceNumber is the Dev of files on the device with these numbers.
+func DeviceNumber(major, minor uint32) uint64 { return unix.Mkdev(major, minor) }
+
 // OpenPath opens path with O_PATH: a name for the file that raises no events
 // and reads nothing.
 func OpenPath(path string) (*FD, error) {

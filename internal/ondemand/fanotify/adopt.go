@@ -127,10 +127,6 @@ func (f *FrontEnd) adoptOne(ev taken, e *openEvent, guess bool) {
 		e.answer(fmt.Errorf("event %d of a dead process: %w", ev.number, ErrNotAttached))
 		return
 	}
-	if ev.event.Mask&sys.FanOpenPerm != 0 && !seeksHoles(ev.pid) {
-		e.answer(nil)
-		return
-	}
 	// Where the file is not known, the read may go on once each file that it
 	// could be has the range. The first failure denies it.
 	var left atomic.Int64

@@ -75,7 +75,7 @@ func victim(text string) error {
 	fe := New(Options{Group: group, Inflight: flight, Table: table, Descriptors: 1000})
 	for i, path := range task.Files {
 		o := named{ondemand.NewPresence(task.Size), ondemand.ObjectID(fmt.Sprint("victim", i))}
-		if err := fe.Attach(o, path, nobody, false); err != nil {
+		if err := fe.Attach(o, path, nobody); err != nil {
 			return err
 		}
 	}
@@ -463,5 +463,4 @@ func TestManyCrashesUnderReaders(t *testing.T) {
 	t.Logf("%d reads", reads.Load())
 }
 
-// nobody is exempt, and opens are not asked for: the tests are about reads.
 func nobody(int) bool { return false }

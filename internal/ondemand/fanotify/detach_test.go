@@ -54,7 +54,7 @@ func TestReadThatEntersTheTableBehindTheLastFlush(t *testing.T) {
 	o := objects(t, 1, 1<<16)[0]
 	p := &pausing{o, make(chan struct{}), make(chan struct{})}
 	in := attach(t, prepare(t, Options{Table: newTable(sleeps{})}).serve())
-	if err := in.fe.Attach(p, o.Path, nobody, false); err != nil {
+	if err := in.fe.Attach(p, o.Path, nobody); err != nil {
 		t.Fatal(err)
 	}
 	a := in.fe.find(o.ID())
@@ -83,7 +83,7 @@ func TestPanickingObjectDenies(t *testing.T) {
 	objs := objects(t, 3, 1<<16)
 	in := attach(t, prepare(t, Options{Table: tableOf(objs...)}).serve(), objs[2])
 	for i, o := range []ondemand.Object{broken{objs[0]}, brokenLater{objs[1]}} {
-		if err := in.fe.Attach(o, objs[i].Path, nobody, false); err != nil {
+		if err := in.fe.Attach(o, objs[i].Path, nobody); err != nil {
 			t.Fatal(err)
 		}
 	}

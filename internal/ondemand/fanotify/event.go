@@ -62,10 +62,6 @@ func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
 		e.answer(ErrNotAttached)
 		return
 	}
-	if ev.Mask&sys.FanOpenPerm != 0 {
-		f.opened(a, ev, e, inode)
-		return
-	}
 	r := extent(ev, a.object.Size())
 	if a.object.Has(r) {
 		a.hits.Add(1)

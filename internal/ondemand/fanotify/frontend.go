@@ -137,10 +137,8 @@ func (f *FrontEnd) Close() error {
 // Attach serves reads of the file at path as reads of object: from its return
 // on, whoever opens the file is stopped at holes. What was opened before is not.
 // Events of processes for which exempt, which may be nil, says so are let through at
-// once: the one who fills the file by its path would wait for itself. With opens,
-// programs that look for holes are stopped when they open the file, until all of it is
-// present; the kernel must not be made to open it by whoever answers.
-func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid int) bool, opens bool) error {
+// once: the one who fills the file by its path would wait for itself.
+func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid int) bool) error {
 	file, err := sys.OpenPath(path)
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", object.ID().Short(), err)
@@ -168,12 +166,7 @@ func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid i
 		delete(f.attached, inode)
 		return errors.Join(fmt.Errorf("attach %s: %w", path, err), file.Close())
 	}
-	// Who fills a file by its path opens it by its path, and is not stopped there.
-	mark := sys.FanotifyMark
-	if opens {
-		mark = sys.FanotifyMarkOpens
-	}
-	if err := mark(f.o.Group, file); err != nil {
+	if err := sys.FanotifyMark(f.o.Group, file); err != nil {
 		delete(f.attached, inode)
 		return errors.Join(fmt.Errorf("attach %s: %w", path, err), file.Close())
 	}

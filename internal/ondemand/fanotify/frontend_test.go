@@ -331,13 +331,13 @@ func TestFileThatIsNotAttachedIsDenied(t *testing.T) {
 func TestAttachErrors(t *testing.T) {
 	objs := objects(t, 2, 1<<16)
 	in := attach(t, prepare(t, Options{Table: tableOf(objs...)}), objs[0])
-	if err := in.fe.Attach(objs[1], objs[0].Path, nobody, false); !errors.Is(err, ErrAttached) {
+	if err := in.fe.Attach(objs[1], objs[0].Path, nobody); !errors.Is(err, ErrAttached) {
 		t.Errorf("one file twice: %v", err)
 	}
-	if err := in.fe.Attach(objs[1], objs[1].Path+"-absent", nobody, false); !errors.Is(err, os.ErrNotExist) {
+	if err := in.fe.Attach(objs[1], objs[1].Path+"-absent", nobody); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent file: %v", err)
 	}
-	if err := in.fe.Attach(objs[1], "/proc/self/maps", nobody, false); err == nil {
+	if err := in.fe.Attach(objs[1], "/proc/self/maps", nobody); err == nil {
 		t.Error("a file of proc was attached")
 	}
 	if err := in.fe.Detach(objs[1].ID()); !errors.Is(err, ErrNotAttached) {
@@ -352,7 +352,7 @@ func TestExemptProcessIsLetThrough(t *testing.T) {
 	o := objects(t, 1, 1<<16)[0]
 	in := attach(t, prepare(t, Options{Table: newTable(nil)}).serve())
 	exempt := ondemandtest.StartReader(t)
-	if err := in.fe.Attach(o, o.Path, func(pid int) bool { return pid == exempt.PID() }, false); err != nil {
+	if err := in.fe.Attach(o, o.Path, func(pid int) bool { return pid == exempt.PID() }); err != nil {
 		t.Fatal(err)
 	}
 	if res := exempt.Read(o.Path, 0, 4096); res.Errno != 0 || !bytes.Equal(res.Data, make([]byte, 4096)) {

@@ -66,7 +66,7 @@ func open(t *testing.T, table *ondemand.Table, _ string) ondemandtest.Instance {
 }
 
 func (in *instance) Attach(o *ondemandtest.Object) (string, error) {
-	return o.Path, in.fe.Attach(o, o.Path, nobody, false)
+	return o.Path, in.fe.Attach(o, o.Path, nobody)
 }
 
 func (in *instance) Detach(id ondemand.ObjectID) error { return in.fe.Detach(id) }

@@ -1,0 +1,150 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/mount"
+)
+
+// What is attached or mounted is a filesystem of the kernel's, made of a
+// filesystem image and of objects that are its devices. Its record has the number
+// of its device, which tells its mounts from others, and the name of its
+// superblock, which is there for as long as anybody can read a file of it: through
+// a mount in whatever namespace, an open file, a mapping, a loop device. So an
+// incomplete object stays served until the superblock is gone.
+
+// shows tells whether m is a mount of the record's filesystem.
+func (rec *record) shows(m mount.Mount) bool {
+	return m.Type == "erofs" && m.Device() == rec.Device
+}
+
+// standing tells whether the record's mount stands.
+func (rec *record) standing(mounts []mount.Mount) bool {
+	m, mounted := mount.At(mounts, rec.Path)
+	return mounted && rec.shows(m)
+}
+
+// alive tells whether anybody can still read a file of the record's filesystem.
+// A record without one was written before the filesystem was made.
+func (rec *record) alive() (bool, error) {
+	if rec.Superblock == "" {
+		return false, nil
+	}
+	return mount.Alive(rec.Superblock)
+}
+
+// takeOff takes the record's mount away; EBUSY, wrapped, where it is in use. With
+// alone it is also in use where it is mounted elsewhere. Where somebody else has
+// unmounted it that is no error.
+func (rec *record) takeOff(alone, lazy bool) error {
+	mounts, err := mount.List()
+	if err != nil {
+		return err
+	}
+	m, mounted := mount.At(mounts, rec.Path)
+	if mounted && !rec.shows(m) {
+		return fmt.Errorf("something else is mounted over %s: %w", rec.Path, syscall.EBUSY)
+	}
+	if alone {
+		others, err := rec.elsewhere(mounts)
+		if err != nil {
+			return err
+		}
+		if len(others) > 0 {
+			return fmt.Errorf("unmount %s: %w", rec.Path, syscall.EBUSY)
+		}
+	}
+	if !mounted {
+		return nil
+	}
+	return mount.Unmount(rec.Path, lazy)
+}
+
+// elsewhere is where the record's filesystem is mounted besides.
+func (rec *record) elsewhere(mounts []mount.Mount) ([]string, error) {
+	var found []string
+	for _, m := range mounts {
+		if m.Point != rec.Path && rec.shows(m) {
+			found = append(found, "a mount of it at "+m.Point)
+		}
+	}
+	users, err := mount.Elsewhere(rec.Device)
+	for _, u := range users {
+		found = append(found, "process "+u.String())
+	}
+	return found, err
+}
+
+// users names who uses the record's filesystem.
+func (rec *record) users(except ...int) string {
+	mounts, err := mount.List()
+	if err != nil {
+		return "somebody (" + err.Error() + ")"
+	}
+	if m, mounted := mount.At(mounts, rec.Path); mounted && !rec.shows(m) {
+		return "what is mounted over it"
+	}
+	found, err := rec.elsewhere(mounts)
+	if err != nil {
+		return "somebody (" + err.Error() + ")"
+	}
+	users, err := mount.UsersOf(rec.Device, except...)
+	if err != nil {
+		return "somebody (" + err.Error() + ")"
+	}
+	for _, u := range users {
+		if !u.Elsewhere {
+			found = append(found, "process "+u.String())
+		}
+	}
+	if len(found) == 0 {
+		return "a process that is not visible here"
+	}
+	return some(found)
+}
+
+// isOwnMount tells whether m was made of a filesystem image below root.
+func isOwnMount(m mount.Mount, root string) bool {
+	return m.Type == "erofs" && (strings.HasPrefix(m.Source, filepath.Join(root, filesDir)+"/") ||
+		strings.HasPrefix(m.Source, filepath.Join(root, "images")+"/"))
+}
+
+// stepDir is where the filesystem of an attached file is mounted for the moment
+// that it takes to mount the file in it where it is wanted.
+const stepDir = "step-"
+
+// showFile mounts the one file of the filesystem at path.
+func (i *Instance) showFile(fs *mount.Filesystem, path string) (err error) {
+	step, err := os.MkdirTemp(i.root.Dir(), stepDir)
+	if err != nil {
+		return fmt.Errorf("make a directory to mount on: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(step)) }()
+	if err := fs.MoveTo(step); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, mount.Unmount(step, true)) }()
+	return mount.BindFile(filepath.Join(step, fileName), path)
+}
+
+// dropSteps takes away what a worker left that died in showFile.
+func (i *Instance) dropSteps() error {
+	steps, err := filepath.Glob(filepath.Join(i.root.Dir(), stepDir+"*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, step := range steps {
+		if err := mount.Unmount(step, true); err != nil && !errors.Is(err, syscall.EINVAL) {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, os.Remove(step))
+	}
+	return errors.Join(errs...)
+}
