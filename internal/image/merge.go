@@ -52,7 +52,7 @@ type merger struct {
 // layers below, wherever in the layer it stands; links come last, because their
 // targets may come behind them.
 func (m *merger) apply(t *toc.TOC) error {
-	below := m.linksBelow(t)
+	hidden := m.linksBelow(t, func(link, target int) bool { return true })
 	var dirs []*toc.Entry
 	for i := range t.Entries {
 		m.hide(&t.Entries[i])
@@ -60,6 +60,9 @@ func (m *merger) apply(t *toc.TOC) error {
 			dirs = append(dirs, &t.Entries[i])
 		}
 	}
+	// A target that stands behind its link is not there yet when layers are
+	// unpacked in order: the link is to what it replaces.
+	before := m.linksBelow(t, func(link, target int) bool { return link < target })
 	// The outer before the inner: one may take the place of what is no directory.
 	slices.SortFunc(dirs, func(a, b *toc.Entry) int { return strings.Compare(a.Name, b.Name) })
 	for _, e := range dirs {
@@ -77,19 +80,42 @@ func (m *merger) apply(t *toc.TOC) error {
 		if t.Entries[i].Type != toc.Hardlink {
 			continue
 		}
-		if err := m.link(&t.Entries[i], below[i]); err != nil {
+		if err := m.link(&t.Entries[i], before[i], hidden[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// linksBelow are the inodes of lower layers that t's hard links name.
-func (m *merger) linksBelow(t *toc.TOC) map[int]*node {
-	below := make(map[int]*node)
+// linksBelow are the files of lower layers that t's hard links name, as far as
+// want is true for the indices of the link and of its target in t, -1: none.
+func (m *merger) linksBelow(t *toc.TOC, want func(link, target int) bool) map[int]*node {
+	targets := make(map[string]int)
 	for i := range t.Entries {
 		if e := &t.Entries[i]; e.Type == toc.Hardlink {
-			below[i] = m.find(e.Link)
+			targets[e.Link] = -1
+		}
+	}
+	if len(targets) == 0 {
+		return nil
+	}
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		if e.Type == toc.Whiteout || e.Type == toc.Opaque || e.Type == toc.Replaced {
+			continue
+		}
+		if _, ok := targets[e.Name]; ok {
+			targets[e.Name] = i
+		}
+	}
+	below := make(map[int]*node)
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		if e.Type != toc.Hardlink || !want(i, targets[e.Link]) {
+			continue
+		}
+		if n := m.find(e.Link); n != nil && !n.isDir() {
+			below[i] = n
 		}
 	}
 	return below
@@ -129,11 +155,15 @@ func (m *merger) add(e *toc.Entry, place int64) error {
 	return m.put(e.Name, &node{inode: m.inode(e, place)})
 }
 
-// link gives the target one more name. below is what lower layers have there.
-func (m *merger) link(e *toc.Entry, below *node) error {
-	target := m.find(e.Link)
+// link gives the target one more name: before, or else what the tree has there,
+// or else what this very layer has hidden.
+func (m *merger) link(e *toc.Entry, before, hidden *node) error {
+	target := before
 	if target == nil {
-		target = below // hidden by this very layer
+		target = m.find(e.Link)
+	}
+	if target == nil {
+		target = hidden
 	}
 	switch {
 	case target == nil:
