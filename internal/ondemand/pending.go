@@ -21,10 +21,10 @@ type request struct {
 
 // fill is one running call of the Filler.
 type fill struct {
-	r        Range
-	cancel   context.CancelFunc
-	waiters  int        // pending requests that need it; at 0 it is cancelled
-	requests []*request // those that ever needed it
+	r      Range
+	cancel context.CancelFunc
+	// requests are the pending ones that need it; without any it is cancelled.
+	requests map[*request]struct{}
 	// progress is when it last made some, in nanoseconds since the table was made.
 	progress atomic.Int64
 }
@@ -82,7 +82,7 @@ func (po *pendingObject) attach(q *request, missing []Range) (fresh []*fill, sha
 			if i < len(po.fills) {
 				end = min(end, po.fills[i].r.Off)
 			}
-			f := &fill{r: Range{Off: off, Len: end - off}}
+			f := newFill(Range{Off: off, Len: end - off})
 			f.join(q)
 			fresh = append(fresh, f)
 			po.fills = append(po.fills, nil)
@@ -95,10 +95,15 @@ func (po *pendingObject) attach(q *request, missing []Range) (fresh []*fill, sha
 	return fresh, shared
 }
 
+func newFill(r Range) *fill { return &fill{r: r, requests: make(map[*request]struct{}, 1)} }
+
+// join makes q need f, if it does not yet.
 func (f *fill) join(q *request) {
+	if _, ok := f.requests[q]; ok {
+		return
+	}
 	q.needs = append(q.needs, f)
-	f.requests = append(f.requests, q)
-	f.waiters++
+	f.requests[q] = struct{}{}
 }
 
 // covered tells whether a running fill will bring block.

@@ -169,7 +169,7 @@ func deliver(woken []wake) {
 
 // failLocked ends the requests that need f and have a block in missing.
 func (t *Table) failLocked(po *pendingObject, f *fill, missing []Range, err error) (woken []wake) {
-	for _, q := range f.requests {
+	for q := range f.requests {
 		if !overlapsAny(q.r, missing) {
 			continue
 		}
@@ -189,7 +189,7 @@ func (t *Table) endLocked(po *pendingObject, q *request, err error) (wake, bool)
 	t.stats.Pending--
 	q.timer.Stop()
 	for _, f := range q.needs {
-		if f.waiters--; f.waiters == 0 {
+		if delete(f.requests, q); len(f.requests) == 0 {
 			// Nobody wants its data any more. Who comes now starts a
 			// fill of their own rather than join one that is ending.
 			f.cancel()

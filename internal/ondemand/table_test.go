@@ -227,6 +227,25 @@ func TestWokenWhenItsBlocksArePresent(t *testing.T) {
 	})
 }
 
+// A fill that goes on for hours remembers those who wait, not all who ever did.
+func TestALongFillForgetsRequestsThatHaveEnded(t *testing.T) {
+	onBench(t, func(b *bench) {
+		all := b.submit(span(0, 100))
+		f := b.h.running()[0]
+		for block := range int64(99) {
+			early := b.submit(span(block, 1))
+			b.o.Set(span(block, 1))
+			b.Present("one", span(block, 1))
+			b.wants(early, nil)
+		}
+		if n := len(b.objects["one"].fills[0].requests); n != 1 {
+			t.Errorf("the fill holds %d requests of which one is pending", n)
+		}
+		f.done(b.o)
+		b.wants(all, nil)
+	})
+}
+
 func TestFillErrorEndsOnlyWhoNeedsItsMissingBlocks(t *testing.T) {
 	onBench(t, func(b *bench) {
 		head, all, other := b.submit(span(0, 2)), b.submit(span(0, 8)), b.submit(span(20, 1))
