@@ -3,6 +3,7 @@ package image
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,34 +60,36 @@ func (m *mounted) wantNothing(dir string) {
 func (m *mounted) wantSame(ref string, want *node) {
 	m.t.Helper()
 	began := time.Now()
-	dir := m.mount(ref, "mnt")
+	dir := m.mount(ref, strings.ReplaceAll(filepath.Base(m.t.Name()), "/", "-"))
 	took := time.Since(began)
 	files, size := compare(m.t, dir, want)
 	m.t.Logf("mounted in %v; %d names and %d MiB compared after %v", took.Round(time.Millisecond), files, size>>20, time.Since(began).Round(time.Millisecond))
 	m.umount(dir)
 }
 
-// everyFormat compares an image of these layers in all formats.
-func everyFormat(t *testing.T, tars [][]byte) {
+// everyFormat compares an image in all formats but some. tars are its layers.
+func everyFormat(t *testing.T, tars func(format) [][]byte, but ...string) {
+	t.Helper()
 	r := ocitest.New(t)
 	m := start(t, "")
 	for _, f := range formats {
+		if slices.Contains(but, f.name) {
+			continue
+		}
 		t.Run(f.name, func(t *testing.T) {
-			m := &mounted{m.Instance, t}
-			image := f.packAll(t, tars...)
+			m := &mounted{m.For(t), t}
+			image := f.packAll(t, tars(f)...)
 			want := image.tree(t)
 			ref := image.push(t, r)
 			m.wantSame(ref, want)
-			if t.Failed() {
-				return
-			}
 			// Once more, with what is in the cache.
 			m.wantSame(ref, want)
 		})
 	}
-	if out := m.Lacuna("check"); strings.Contains(out, "wrong") {
-		t.Errorf("check: %s", out)
-	}
+	m.Lacuna("check")
 }
 
-func TestRootFilesystemInEveryFormat(t *testing.T) { everyFormat(t, rootTars(t)) }
+// inAll are the same layers for all formats.
+func inAll(tars [][]byte) func(format) [][]byte { return func(format) [][]byte { return tars } }
+
+func TestRootFilesystemInEveryFormat(t *testing.T) { everyFormat(t, inAll(rootTars(t))) }

@@ -84,6 +84,13 @@ func New(t *testing.T, config string) *Instance {
 	return i
 }
 
+// For is the instance for a subtest, whose failures are its own.
+func (i *Instance) For(t *testing.T) *Instance {
+	other := *i
+	other.t = t
+	return &other
+}
+
 // cleanUp ends everything, whatever has happened. What a passing test has left
 // is a failure.
 func (i *Instance) cleanUp() {

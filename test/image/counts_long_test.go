@@ -1,0 +1,11 @@
+//go:build long
+
+package image
+
+// How much there is where time is not short.
+const (
+	wideDirectory = 100_000
+	manyFiles     = 120_000
+	workerKills   = 200
+	upgrades      = 100
+)

@@ -1,0 +1,11 @@
+//go:build !long
+
+package image
+
+// How much there is where time is short.
+const (
+	wideDirectory = 5_000
+	manyFiles     = 12_000
+	workerKills   = 20
+	upgrades      = 10
+)
