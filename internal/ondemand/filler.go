@@ -56,3 +56,17 @@ type Object interface {
 	// Complete tells whether every byte of the object is present.
 	Complete() bool
 }
+
+// FillsApart is an Object that may say how its Filler takes overlapping Fills.
+type FillsApart interface {
+	// FillsApart tells whether a Fill of a part of what a running Fill asked for
+	// brings that part sooner, and the rest not twice. Without it, no two running
+	// Fills of an object overlap, unless the first has been cancelled.
+	FillsApart() bool
+}
+
+// fillsApart asks o where it can be asked.
+func fillsApart(o Object) bool {
+	a, ok := o.(FillsApart)
+	return ok && a.FillsApart()
+}

@@ -2,6 +2,8 @@ package ondemand
 
 import (
 	"context"
+	"math"
+	"slices"
 	"sort"
 	"sync/atomic"
 	"time"
@@ -16,12 +18,15 @@ type request struct {
 	started time.Time
 	waitsOn int64   // the block that keeps it asleep; the key in pendingObject.waiting
 	place   int     // in that list; -1 once it has ended
-	needs   []*fill // running fills that it needs
+	needs   []*fill // fills that it needs
+	total   int64   // bytes that it missed when it came
+	apart   bool    // overlapping fills are allowed: it may have some of its own
 }
 
 // fill is one running call of the Filler.
 type fill struct {
 	r      Range
+	level  int // where it stands in pendingObject.levels
 	cancel context.CancelFunc
 	// requests are the pending ones that need it; without any it is cancelled.
 	requests map[*request]struct{}
@@ -34,9 +39,23 @@ type pendingObject struct {
 	// waiting maps a missing block to the requests whose first missing
 	// block it is, so that Present touches only those that it may wake.
 	waiting map[int64][]*request
-	// fills are the running ones, disjoint, in order of offset.
-	fills []*fill
+	// levels hold the running fills: those of one level are disjoint and in order
+	// of offset. A fill is on the first level where it has room: on one above
+	// the first only because all below are taken by fills that are too large to
+	// wait for, each at least largeRatio times as long. So there are few levels.
+	levels [][]*fill
 }
+
+// A request does not wait for a fill that is longer than largeFill and at least
+// largeRatio times as long as all that the request misses: it gets fills of its own,
+// where the object says that fills may overlap. largeFill is well under a second on
+// a usual link; for what is larger, a small read would wait as long as a
+// download takes. largeRatio bounds how much longer than for its own data a request
+// may have to wait, and how much of a large fill can be asked for twice.
+const (
+	largeFill  = 8 << 20
+	largeRatio = 8
+)
 
 // wait files q under the block that keeps it asleep.
 func (po *pendingObject) wait(q *request, block int64) {
@@ -64,35 +83,65 @@ func (po *pendingObject) unwait(q *request) bool {
 	return true
 }
 
-// attach ties q to the running fills that cover parts of missing and makes new
+// attach ties q to the running fills that serve parts of missing and makes new
 // fills, not yet started, for the rest.
 func (po *pendingObject) attach(q *request, missing []Range) (fresh []*fill, shared bool) {
 	for _, m := range missing {
-		i := sort.Search(len(po.fills), func(i int) bool { return po.fills[i].r.End() > m.Off })
 		for off := m.Off; off < m.End(); {
-			if i < len(po.fills) && po.fills[i].r.Off <= off {
-				f := po.fills[i]
-				f.join(q)
+			f, level, end := po.find(q, off)
+			if f != nil {
 				shared = true
-				off = f.r.End()
-				i++
-				continue
+			} else {
+				f = newFill(Range{Off: off, Len: min(end, m.End()) - off})
+				fresh = append(fresh, f)
+				po.insert(f, level)
 			}
-			end := m.End()
-			if i < len(po.fills) {
-				end = min(end, po.fills[i].r.Off)
-			}
-			f := newFill(Range{Off: off, Len: end - off})
 			f.join(q)
-			fresh = append(fresh, f)
-			po.fills = append(po.fills, nil)
-			copy(po.fills[i+1:], po.fills[i:])
-			po.fills[i] = f
-			off = end
-			i++
+			off = f.r.End()
 		}
 	}
 	return fresh, shared
+}
+
+// find returns the running fill that serves q's byte at off. Where there is none, a
+// new one has its place on level and may go on up to end.
+func (po *pendingObject) find(q *request, off int64) (f *fill, level int, end int64) {
+	level, end = -1, math.MaxInt64
+	for l, fills := range po.levels {
+		i := sort.Search(len(fills), func(i int) bool { return fills[i].r.End() > off })
+		switch {
+		case i < len(fills) && fills[i].r.Off <= off:
+			if !fills[i].tooLargeFor(q) {
+				return fills[i], l, 0
+			}
+			continue
+		case i < len(fills):
+			end = min(end, fills[i].r.Off)
+		}
+		if level < 0 {
+			level = l
+		}
+	}
+	if level < 0 {
+		level = len(po.levels)
+	}
+	return nil, level, end
+}
+
+// tooLargeFor tells whether q would wait too long for f. Its total stays what it was
+// when q came: while its blocks come from a fill, that fill goes on serving it.
+func (f *fill) tooLargeFor(q *request) bool {
+	return q.apart && f.r.Len > largeFill && q.total <= f.r.Len/largeRatio
+}
+
+func (po *pendingObject) insert(f *fill, level int) {
+	if level == len(po.levels) {
+		po.levels = append(po.levels, nil)
+	}
+	f.level = level
+	fills := po.levels[level]
+	i := sort.Search(len(fills), func(i int) bool { return fills[i].r.Off >= f.r.Off })
+	po.levels[level] = slices.Insert(fills, i, f)
 }
 
 func newFill(r Range) *fill { return &fill{r: r, requests: make(map[*request]struct{}, 1)} }
@@ -106,19 +155,18 @@ func (f *fill) join(q *request) {
 	f.requests[q] = struct{}{}
 }
 
-// covered tells whether a running fill will bring block.
-func (po *pendingObject) covered(block int64) bool {
-	off := block * BlockSize
-	i := sort.Search(len(po.fills), func(i int) bool { return po.fills[i].r.End() > off })
-	return i < len(po.fills) && po.fills[i].r.Off <= off
-}
-
 // drop takes f out of the running fills, so that later misses start anew.
 func (po *pendingObject) drop(f *fill) {
-	i := sort.Search(len(po.fills), func(i int) bool { return po.fills[i].r.Off >= f.r.Off })
-	if i < len(po.fills) && po.fills[i] == f {
-		po.fills = append(po.fills[:i], po.fills[i+1:]...)
+	fills := po.levels[f.level]
+	i := sort.Search(len(fills), func(i int) bool { return fills[i].r.Off >= f.r.Off })
+	if i < len(fills) && fills[i] == f {
+		po.levels[f.level] = slices.Delete(fills, i, i+1)
 	}
+}
+
+// idle tells whether nobody waits and nothing runs.
+func (po *pendingObject) idle() bool {
+	return len(po.waiting) == 0 && !slices.ContainsFunc(po.levels, func(fills []*fill) bool { return len(fills) > 0 })
 }
 
 func overlapsAny(r Range, list []Range) bool {

@@ -11,7 +11,9 @@ import (
 // that sleep until their blocks are present.
 //
 // Overlapping misses share fills: a request starts fills only for those parts
-// of its range that no running fill covers. A request is answered as soon as
+// of its range that no running fill covers. A fill that is much larger than what the
+// request misses is not shared where the object is a FillsApart: a reader
+// of a block does not wait for the download that another reader began. A request is answered as soon as
 // every block of its range is present, which Present tells, or a fill that it
 // needs has failed, or its deadline is over, or it is flushed. It is answered
 // exactly once. A fill that nobody waits for any more is cancelled. The deadline
@@ -91,7 +93,10 @@ func (t *Table) enter(object Object, r Range, waited time.Duration, answer func(
 	if len(missing) == 0 {
 		return true, nil
 	}
-	q := &request{object: object, r: r, answer: answer, started: time.Now().Add(-waited)}
+	q := &request{object: object, r: r, answer: answer, started: time.Now().Add(-waited), apart: fillsApart(object)}
+	for _, m := range missing {
+		q.total += m.Len
+	}
 	po := t.objects[object.ID()]
 	if po == nil {
 		po = &pendingObject{waiting: make(map[int64][]*request)}
@@ -148,7 +153,7 @@ func (t *Table) ended(object Object, po *pendingObject, f *fill, err error) {
 		woken = t.failLocked(po, f, missing, err)
 	}
 	woken = append(woken, t.presentLocked(po, f.r)...)
-	if len(po.waiting) == 0 && len(po.fills) == 0 && t.objects[object.ID()] == po {
+	if po.idle() && t.objects[object.ID()] == po {
 		delete(t.objects, object.ID())
 	}
 	t.mu.Unlock()
@@ -196,7 +201,7 @@ func (t *Table) endLocked(po *pendingObject, q *request, err error) (wake, bool)
 			po.drop(f)
 		}
 	}
-	if len(po.waiting) == 0 && len(po.fills) == 0 && t.objects[q.object.ID()] == po {
+	if po.idle() && t.objects[q.object.ID()] == po {
 		delete(t.objects, q.object.ID())
 	}
 	return wake{q, err}, true
@@ -253,7 +258,7 @@ func (t *Table) waitOnLocked(po *pendingObject, q *request, missing []Range) {
 		}
 		po.wait(q, next)
 	}
-	if po.covered(next) {
+	if f, _, _ := po.find(q, missing[0].Off); f != nil {
 		return
 	}
 	fresh, _ := po.attach(q, missing)

@@ -18,6 +18,7 @@ type object struct {
 	id    ObjectID
 	asked atomic.Int64 // calls of Missing
 	panic atomic.Bool  // Missing panics
+	apart bool         // FillsApart
 }
 
 func newObject(id string, blocks int64) *object {
@@ -25,6 +26,8 @@ func newObject(id string, blocks int64) *object {
 }
 
 func (o *object) ID() ObjectID { return o.id }
+
+func (o *object) FillsApart() bool { return o.apart }
 
 func (o *object) Missing(r Range) []Range {
 	o.asked.Add(1)
@@ -238,7 +241,7 @@ func TestALongFillForgetsRequestsThatHaveEnded(t *testing.T) {
 			b.Present("one", span(block, 1))
 			b.wants(early, nil)
 		}
-		if n := len(b.objects["one"].fills[0].requests); n != 1 {
+		if n := len(b.objects["one"].levels[0][0].requests); n != 1 {
 			t.Errorf("the fill holds %d requests of which one is pending", n)
 		}
 		f.done(b.o)
