@@ -95,7 +95,7 @@ func TestDecodersDecodeConcurrently(t *testing.T) {
 			b := packed(t, codec, want)
 			b = append(b, packed(t, codec, want)...) // members follow each other
 			wg.Go(func() {
-				for range 20 {
+				for range 5 {
 					r, err := d.Open(codec, bytes.NewReader(b))
 					if err != nil {
 						t.Error(err)

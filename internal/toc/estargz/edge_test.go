@@ -33,7 +33,7 @@ func many(t testing.TB, n int) []byte {
 
 func TestLargeTableTakesTwoRequests(t *testing.T) {
 	layer := many(t, 600)
-	blob, annotations := build(t, layer, stargz.WithCompressionLevel(gzip.BestSpeed))
+	blob, annotations := build(t, layer)
 	l := &toc.Layer{Blob: blob, Annotations: annotations}
 	got, err := Read(t.Context(), l)
 	if err != nil {
@@ -183,7 +183,7 @@ func (f *faulty) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 }
 
 func TestErrorsOfTheSourceComeBack(t *testing.T) {
-	blob, annotations := build(t, many(t, 600), stargz.WithCompressionLevel(gzip.BestSpeed))
+	blob, annotations := build(t, many(t, 600))
 	errTest := errors.New("test")
 	for _, after := range []int64{-1, 0, 100, 10_000, 256 << 10} {
 		f := &faulty{blob, errTest, after}

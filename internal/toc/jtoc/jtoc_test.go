@@ -162,7 +162,8 @@ func (s *spaces) Read(p []byte) (int, error) {
 
 func TestEndlessTextEnds(t *testing.T) {
 	s := new(spaces)
-	if _, err := Read(s, Layout{}); !errors.Is(err, toc.ErrLimit) || s.n > toc.MaxJSON+1<<20 {
+	err := newLexer(s, 5<<20).document(func(*entry) error { return nil })
+	if !errors.Is(err, toc.ErrLimit) || s.n > 5<<20 {
 		t.Errorf("%v after %d bytes", err, s.n)
 	}
 }

@@ -43,6 +43,8 @@ type Options struct {
 	// MaxRatio bounds uncompressed to compressed size of what is larger than a
 	// GiB uncompressed; 0 means DefaultMaxRatio.
 	MaxRatio int64
+
+	free int64 // what any layer may decode to, whatever the ratio
 }
 
 // Limits where Options says 0. Deflate cannot exceed 1032 to 1; zstd can.
@@ -58,11 +60,11 @@ func (o Options) withDefaults() Options {
 	if o.MaxRatio == 0 {
 		o.MaxRatio = DefaultMaxRatio
 	}
+	if o.free == 0 {
+		o.free = 1 << 30
+	}
 	return o
 }
-
-// freeSize is what any layer may decode to.
-func (o Options) freeSize() int64 { return 1 << 30 }
 
 // Sums are over all bytes of the layer, to its end.
 type Sums struct {

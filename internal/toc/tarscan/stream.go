@@ -56,7 +56,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 	if b.n > b.o.MaxSize {
 		return 0, fmt.Errorf("more than %d bytes uncompressed: %w", b.o.MaxSize, toc.ErrLimit)
 	}
-	if b.n > b.o.freeSize() && b.n/b.o.MaxRatio > b.packed.n {
+	if b.n > b.o.free && b.n/b.o.MaxRatio > b.packed.n {
 		return 0, fmt.Errorf("%d bytes compressed are %d uncompressed: %w", b.packed.n, b.n, toc.ErrLimit)
 	}
 	return n, err

@@ -78,7 +78,7 @@ func Torture() []File {
 	files := []File{
 		{Header: tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o1777, Uid: 1, Gid: 2, ModTime: time.Unix(1, 0)}},
 		Dir("./etc/"), Reg("./etc/passwd", Text(1000)), Reg("etc/empty", nil),
-		Reg("usr/bin/big", Random(1, 3<<20+17)), Reg("usr/bin/text", Text(5<<20)),
+		Reg("usr/bin/big", Random(1, 600_017)), Reg("usr/bin/text", Text(1<<20)),
 		Reg("usr/bin/zeros", make([]byte, 300<<10)),
 		Reg("usr/bin/holes", append(append(Text(70000), make([]byte, 200<<10)...), Text(90001)...)),
 		{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: "abs", Linkname: "/etc/../passwd//", Mode: 0o777, ModTime: time.Unix(-1, 0), Format: tar.FormatPAX}},
