@@ -18,6 +18,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
 
@@ -71,6 +72,7 @@ type servedObject struct {
 	blob   source.Blob
 	origin origin
 	asked  source.Blob // what is under blob and counts its requests
+	image  *oci.Image  // that asked is a layer of; nil: of none
 	files  int         // attached files that show it, or mounts
 }
 
@@ -116,6 +118,9 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 	}()
 	// First of all: numbers of open events must not be given to anything else.
 	if legacy, err = i.takeOver(); err != nil {
+		return nil, err
+	}
+	if err := i.client.Watch(); err != nil {
 		return nil, err
 	}
 	limit, err := sys.SetFileLimit(descriptors)

@@ -50,8 +50,10 @@ type Client struct {
 	sent     table // what the keeper should hold
 	ready    bool
 	stopping bool
-	watch    *keeperWatch // nil: the keeper's life is not watched (systemd)
-	pid      int
+	watch    *keeperWatch // nil: the keeper's life is not watched (systemd, or not yet)
+	// unwatched: the keeper is ours, and Watch was not called yet.
+	unwatched bool
+	pid       int
 }
 
 // Inherit makes the client, and takes over, close-on-exec, the descriptors that
@@ -72,14 +74,28 @@ func Inherit(env Environment) (*Client, Held, error) {
 	if err != nil || pid <= 0 {
 		return nil, nil, fmt.Errorf("read %s=%q: not a pid", EnvKeeperPID, env.KeeperPID)
 	}
-	c.pid = pid
+	c.pid, c.unwatched = pid, true
+	return c, c.sent.held(), nil
+}
+
+// Watch begins to watch the keeper's life, if it is ours. It opens descriptors
+// that are closed again when the next keeper is found, so it comes after whatever
+// needs certain numbers, and before anything asks whether the keeper is lost.
+func (c *Client) Watch() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.unwatched {
+		return nil
+	}
 	// A worker is its keeper's child when it starts. Another parent means that
 	// the keeper has died since, and that its pid may be another process's.
-	c.watch, err = watchKeeper(pid, func() bool { return os.Getppid() == pid }, false)
+	pid := c.pid
+	watch, err := watchKeeper(pid, func() bool { return os.Getppid() == pid }, false)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	return c, c.sent.held(), nil
+	c.watch, c.unwatched = watch, false
+	return nil
 }
 
 func (c *Client) inherit(env Environment) error {

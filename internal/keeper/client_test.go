@@ -50,8 +50,16 @@ func TestInheritOfAnotherProcessIsNothing(t *testing.T) {
 
 func TestKeeperThatIsNotTheParentIsLost(t *testing.T) {
 	for name, pid := range map[string]int{"another process": 1, "no process": 1 << 30} {
+		before := openDescriptors(t)
 		c, _, err := Inherit(Environment{KeeperPID: strconv.Itoa(pid)})
 		if err != nil {
+			t.Fatal(err)
+		}
+		// The numbers of open events are occupied only after Inherit.
+		if after := openDescriptors(t); after != before {
+			t.Errorf("%s: Inherit opened %d descriptors", name, after-before)
+		}
+		if err := c.Watch(); err != nil {
 			t.Fatal(err)
 		}
 		select {
@@ -63,6 +71,15 @@ func TestKeeperThatIsNotTheParentIsLost(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 // silent is a keeper's socket that nobody reads.

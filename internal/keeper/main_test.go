@@ -110,6 +110,9 @@ func workerMain() int {
 		return 7
 	}
 	c, held, err := Inherit(ReadEnvironment(os.Getenv))
+	if err == nil {
+		err = c.Watch()
+	}
 	if err != nil {
 		say("worker: %v", err)
 		return 3
