@@ -33,7 +33,10 @@ func (s *stream) goOn() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, w := range s.waiters {
-		ondemand.Progress(w.ctx)
+		// Who wants what lies far ahead waits for a stream of their own.
+		if o.ordered || w.r.Intersect(s.rest()).Off-s.pos <= far {
+			ondemand.Progress(w.ctx)
+		}
 	}
 	if s.unwanted || s.idle.IsZero() || now.Sub(s.idle) < yieldAfter || !o.group.slots.yield(s.slot) {
 		return nil

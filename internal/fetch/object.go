@@ -96,6 +96,11 @@ func (o *Object) Complete() bool {
 	return !ok || d.SHA256() == "" || d.Verified()
 }
 
+// FillsApart implements ondemand.FillsApart: a Fill that lies far ahead in what
+// another has asked for makes a request of its own, except where the source
+// can be read in one way only.
+func (o *Object) FillsApart() bool { return !o.ordered }
+
 // fill returns once r is present.
 func (o *Object) fill(ctx context.Context, r ondemand.Range) error {
 	return o.fillRange(ctx, r, true)

@@ -102,7 +102,22 @@ func (s *stream) begin() bool {
 	}
 	o.beginLocked(s)
 	o.reckonLocked(s)
+	s.wakeFarLocked()
 	return true
+}
+
+// wakeFarLocked wakes who has joined s while it was queued and wants what it will
+// bring late: now that it runs, they may make a request of their own.
+func (s *stream) wakeFarLocked() {
+	o := s.object
+	if o.ordered || s.end-s.pos <= far {
+		return
+	}
+	for _, w := range s.waiters {
+		if firstIn(o.cache.Missing(w.r), s.rest())-s.pos > far {
+			w.wakeLocked()
+		}
+	}
 }
 
 // work is the goroutine of a stream from its beginning to its end.
