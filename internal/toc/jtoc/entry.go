@@ -21,16 +21,18 @@ type entry struct {
 	size, mode, uid, gid, devMajor, devMinor int64
 	offset, endOffset, innerOffset           int64
 	chunkOffset, chunkSize                   int64
+
+	seen uint32 // a bit for each member that was read
 }
 
-// member reads the member key of an entry. seen has a bit for each known key:
-// a second value for one could mean another thing to another reader.
-func (l *lexer) member(e *entry, key []byte, seen *uint32) error {
+// member reads the member key of an entry. A second value for one that is known
+// could mean another thing to another reader.
+func (l *lexer) member(e *entry, key []byte) error {
 	if isNull, err := l.null(); isNull || err != nil {
 		return err
 	}
 	if n, at := e.number(key); at != nil {
-		if err := once(seen, n, key); err != nil {
+		if err := e.once(n, key); err != nil {
 			return err
 		}
 		v, err := l.integer()
@@ -38,7 +40,7 @@ func (l *lexer) member(e *entry, key []byte, seen *uint32) error {
 		return err
 	}
 	if n, at := e.word(key); at != nil {
-		if err := once(seen, n, key); err != nil {
+		if err := e.once(n, key); err != nil {
 			return err
 		}
 		v, err := l.str()
@@ -46,7 +48,7 @@ func (l *lexer) member(e *entry, key []byte, seen *uint32) error {
 		return err
 	}
 	if string(key) == "xattrs" {
-		if err := once(seen, 31, key); err != nil {
+		if err := e.once(31, key); err != nil {
 			return err
 		}
 		return l.xattrs(e)
@@ -65,11 +67,11 @@ func (e *entry) text(v []byte) string {
 	return string(v)
 }
 
-func once(seen *uint32, n int, key []byte) error {
-	if *seen&(1<<n) != 0 {
+func (e *entry) once(n int, key []byte) error {
+	if e.seen&(1<<n) != 0 {
 		return invalid("two values for %q in one entry", key)
 	}
-	*seen |= 1 << n
+	e.seen |= 1 << n
 	return nil
 }
 
@@ -172,7 +174,7 @@ func (l *lexer) document(add func(*entry) error) error {
 			if isNull, err := l.null(); isNull || err != nil {
 				return err
 			}
-			return l.array(func() error { return l.entry(add) })
+			return l.entries(add)
 		}
 		return l.skip(maxDepth)
 	})
@@ -185,11 +187,15 @@ func (l *lexer) document(add func(*entry) error) error {
 	return l.drained()
 }
 
-func (l *lexer) entry(add func(*entry) error) error {
-	var e entry
-	var seen uint32
-	if err := l.object(func(key []byte) error { return l.member(&e, key, &seen) }); err != nil {
-		return err
-	}
-	return add(&e)
+// entries reads the list, all of it into the same memory.
+func (l *lexer) entries(add func(*entry) error) error {
+	e := new(entry)
+	member := func(key []byte) error { return l.member(e, key) }
+	return l.array(func() error {
+		*e = entry{}
+		if err := l.object(member); err != nil {
+			return err
+		}
+		return add(e)
+	})
 }

@@ -69,6 +69,9 @@ func (l *lexer) more(keep int) error {
 
 // peek is the next byte that is not white space; io.EOF where there is none.
 func (l *lexer) peek() (byte, error) {
+	if l.pos < l.end && l.buf[l.pos] > ' ' {
+		return l.buf[l.pos], nil
+	}
 	for {
 		for l.pos < l.end {
 			switch c := l.buf[l.pos]; c {
