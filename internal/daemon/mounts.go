@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -162,16 +163,17 @@ func (i *Instance) layerBlob(ctx context.Context, img *oci.Image, l oci.Layer) (
 	if err != nil {
 		return nil, err
 	}
-	return i.sources.wrap(layerOrigin(img, l), blob), nil
+	return i.sources.wrap(layerOrigin(l), blob), nil
 }
 
-// layerOrigin describes where a device's bytes come from.
-func layerOrigin(img *oci.Image, l oci.Layer) origin {
-	return origin{Kind: originLayer, Name: img.Ref + " layer " + l.Digest.String()}
+// layerOrigin describes where a device's bytes come from: the layer, whichever image
+// and registry it is found through.
+func layerOrigin(l oci.Layer) origin {
+	return origin{Kind: originLayer, Name: "layer " + l.Digest.String()}
 }
 
 func deviceMeta(img *oci.Image, n int, l prepare.Layer) (cache.Meta, error) {
-	raw, err := json.Marshal(layerOrigin(img, img.Layers[n]))
+	raw, err := json.Marshal(layerOrigin(img.Layers[n]))
 	return cache.Meta{ID: l.Device, Size: l.Size, Source: raw}, err
 }
 
@@ -179,7 +181,7 @@ func deviceMeta(img *oci.Image, n int, l prepare.Layer) (cache.Meta, error) {
 // it fails.
 func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Plan, img *oci.Image) (err error) {
 	m := &mountedImage{record: rec, plan: plan, image: img}
-	undo := []func() error{img.Close}
+	undo := []func() error{func() error { return i.releaseDevicesLocked(m) }}
 	defer func() {
 		if err == nil {
 			return
@@ -188,7 +190,6 @@ func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Pl
 			err = errors.Join(err, undo[n]())
 		}
 	}()
-	undo = append(undo, func() error { return i.releaseDevicesLocked(m) })
 	if err := i.serveDevicesLocked(ctx, m); err != nil {
 		return err
 	}
@@ -256,27 +257,54 @@ func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int) (*se
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())
 	}
-	where := layerOrigin(m.image, from)
+	where := layerOrigin(from)
 	o, err := i.serveLocked(cached, where, device)
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())
 	}
-	o.asked = blob
+	o.asked, o.image = blob, m.image
 	return o, nil
 }
 
+// releaseDevicesLocked takes the mount's devices back, and closes the images that
+// nothing reads any more: a device that two images have is read through the one
+// that was mounted first.
 func (i *Instance) releaseDevicesLocked(m *mountedImage) error {
 	var errs []error
+	images := []*oci.Image{m.image}
 	for _, o := range m.devices {
 		asked := o.asked
 		last := o.files == 1
 		errs = append(errs, i.releaseLocked(o, false))
 		if last {
 			errs = append(errs, asked.Close())
+			if !slices.Contains(images, o.image) {
+				images = append(images, o.image)
+			}
 		}
 	}
 	m.devices = nil
+	for _, img := range images {
+		if !i.readsLocked(img) {
+			errs = append(errs, img.Close())
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// readsLocked tells whether a mount or a device needs the image.
+func (i *Instance) readsLocked(img *oci.Image) bool {
+	for _, m := range i.mounts {
+		if m.image == img {
+			return true
+		}
+	}
+	for _, o := range i.objects {
+		if o.image == img {
+			return true
+		}
+	}
+	return false
 }
 
 // Umount undoes a mount. One that is in use stays, with ExitInUse, unless lazy.
@@ -326,7 +354,7 @@ func (i *Instance) forgetMountLocked(m *mountedImage) error {
 		return nil
 	}
 	delete(i.mounts, m.record.Path)
-	err = errors.Join(i.records.remove(m.record.Path), i.releaseDevicesLocked(m), m.image.Close())
+	err = errors.Join(i.records.remove(m.record.Path), i.releaseDevicesLocked(m))
 	i.log.Info("unmounted", "dir", m.record.Path)
 	return err
 }
@@ -367,7 +395,7 @@ func (i *Instance) remountLocked(rec record, leaving bool) error {
 	}
 	m := &mountedImage{record: rec, plan: plan, image: img, leaving: leaving}
 	if err := i.serveDevicesLocked(context.Background(), m); err != nil {
-		return errors.Join(err, i.releaseDevicesLocked(m), img.Close())
+		return errors.Join(err, i.releaseDevicesLocked(m))
 	}
 	i.mounts[rec.Path] = m
 	return nil
