@@ -47,7 +47,7 @@ func (s *stream) copy(body io.Reader) error {
 		s.object.count.fetched.Add(int64(n))
 		have += n
 		if n > 0 {
-			if yerr := s.goOn(); yerr != nil {
+			if yerr := s.goOn(n); yerr != nil {
 				return yerr
 			}
 		}

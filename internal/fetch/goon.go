@@ -21,9 +21,13 @@ const (
 // errYielded ends a stream that makes room for a demand. Nobody is told it.
 var errYielded = errors.New("stream made room for a demand")
 
-// goOn tells those who wait for s that data came, so that no deadline ends
-// them, and ends s where it holds what a demand needs more.
-func (s *stream) goOn() error {
+// goOn tells those who wait for s that data came, of which n bytes are new, so that
+// no deadline ends them, and ends s where it holds what a demand needs more. Less
+// than a block since it last told is not told: a source that sends a byte now
+// and then would hold a reader for ever. So the lowest rate that is waited for is
+// a block in the table's deadline.
+func (s *stream) goOn(n int) error {
+	s.untold += n
 	now := time.Now()
 	if now.Sub(s.told) < tellEvery {
 		return nil
@@ -32,11 +36,9 @@ func (s *stream) goOn() error {
 	o := s.object
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, w := range s.waiters {
-		// Who wants what lies far ahead waits for a stream of their own.
-		if o.ordered || w.r.Intersect(s.rest()).Off-s.pos <= far {
-			ondemand.Progress(w.ctx)
-		}
+	if s.untold >= ondemand.BlockSize {
+		s.untold = 0
+		s.tellLocked()
 	}
 	if s.unwanted || s.idle.IsZero() || now.Sub(s.idle) < yieldAfter || !o.group.slots.yield(s.slot) {
 		return nil
@@ -49,6 +51,16 @@ func (s *stream) goOn() error {
 		w.tries-- // it is no fault of theirs
 	}
 	return errYielded
+}
+
+// tellLocked tells who waits for s that data came.
+func (s *stream) tellLocked() {
+	for _, w := range s.waiters {
+		// Who wants what lies far ahead waits for a stream of their own.
+		if s.object.ordered || w.r.Intersect(s.rest()).Off-s.pos <= far {
+			ondemand.Progress(w.ctx)
+		}
+	}
 }
 
 // reckonLocked counts the stream of an ordered blob as read-ahead while no

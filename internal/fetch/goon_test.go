@@ -185,3 +185,28 @@ func TestDataThatFlowsIsWaitedFor(t *testing.T) {
 		})
 	}
 }
+
+// What comes slower than a block in a deadline is not waited for.
+func TestTrickleIsNotWaitedFor(t *testing.T) {
+	const deadline = time.Minute
+	for step, waited := range map[int64]bool{1: false, 2 * kib: true} {
+		t.Run(fmt.Sprint(step, " bytes in half a deadline"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newRig(t, 32*mib, nil).readers(deadline)
+				read := g.submit(0, 1*mib)
+				c := g.blob.next(t)
+				for range 10 {
+					<-time.After(deadline/2 - time.Second)
+					c.give(step)
+				}
+				if waited {
+					read.sleeps()
+					c.give(1 * mib)
+					read.succeeds()
+				} else if read.ended() == nil {
+					t.Error("answered without data")
+				}
+			})
+		})
+	}
+}

@@ -34,6 +34,7 @@ type stream struct {
 	slot     *ticket
 	memory   *ticket
 	told     time.Time // when goOn last looked; the stream's own
+	untold   int       // bytes that came since goOn last told; the stream's own
 	idle     time.Time // of an ordered blob: since when no reader waits; zero: one does
 	ctx      context.Context
 	cancel   context.CancelFunc

@@ -31,7 +31,9 @@ type progressKey struct{}
 // Progress tells that data for a Fill keeps coming, though none of its blocks may
 // be present yet; ctx is the one that the Fill was called with, or of another
 // origin, for which it does nothing. The deadline of the requests that need the
-// Fill runs from here on again. Only what brings a Fill nearer to its end counts.
+// Fill runs from here on again. Only what brings a Fill nearer to its end counts, and
+// only a block or more since the last call: the deadline so is also the lowest rate
+// that a reader is kept waiting at.
 func Progress(ctx context.Context) {
 	if tell, ok := ctx.Value(progressKey{}).(func()); ok {
 		tell()
