@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
@@ -18,6 +19,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/source/retry"
 )
 
 // mountedImage is an image that is mounted, or was and is still in use.
@@ -126,14 +128,17 @@ func needsDirectory(path string) (bool, error) {
 // registry cannot be reached, what was mounted under the name before does.
 func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oci.Image, plan *prepare.Plan, notes []string, err error) {
 	asked := prepare.Asked{Ref: q.Image, Platform: q.Platform}
-	img, err = oci.Open(ctx, q.Image, i.sources.imageOptions(q))
+	err = i.patiently(ctx, "asking for "+q.Image, func() (err error) {
+		img, err = oci.Open(ctx, q.Image, i.sources.imageOptions(q))
+		return err
+	})
 	if err != nil {
 		plan, e := i.library.Find(asked)
 		if plan == nil || !errors.Is(err, source.ErrUnreachable) && !errors.Is(err, source.ErrBusy) {
 			return nil, nil, nil, errors.Join(err, e)
 		}
 		notes = append(notes, fmt.Sprintf("the registry does not answer, this is what the name meant last: %v", err))
-		img, err = oci.Reopen(ctx, plan.Image, i.sources.imageOptions(q))
+		img, err = i.sources.reopenImage(ctx, plan, q)
 		return img, plan, notes, err
 	}
 	plan, err = i.library.Prepare(ctx, prepare.Job{
@@ -144,6 +149,8 @@ func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oc
 	if err != nil {
 		return nil, nil, nil, errors.Join(fmt.Errorf("mount %s: %w", img.Ref, err), img.Close())
 	}
+	// What follows is done with mu held, and asks the registry nothing.
+	img.AssumeRanges(plan.Sequential)
 	for n, l := range plan.Layers {
 		if !l.Verified {
 			notes = append(notes, fmt.Sprintf("layer %d (%s, %s) has no digests that follow from the manifest: its data cannot be verified", n+1, shortDigest(img.Layers[n].Digest.String()), l.Format))
@@ -157,9 +164,20 @@ func shortDigest(d string) string {
 	return hex[:min(12, len(hex))]
 }
 
+// patiently tries again for as long as somebody who mounts an image may wait.
+func (i *Instance) patiently(ctx context.Context, what string, attempt func() error) error {
+	return retry.Do(ctx, retry.Policy{
+		Attempts: 4, Budget: 15 * time.Second,
+		Failed: func(_ int, err error, wait time.Duration) { i.log.Warn(what, "wait", wait, "err", err) },
+	}, attempt)
+}
+
 // layerBlob opens a layer with what all requests have.
-func (i *Instance) layerBlob(ctx context.Context, img *oci.Image, l oci.Layer) (source.Blob, error) {
-	blob, err := l.Blob(ctx)
+func (i *Instance) layerBlob(ctx context.Context, img *oci.Image, l oci.Layer) (blob source.Blob, err error) {
+	err = i.patiently(ctx, "opening a layer of "+img.Ref, func() (err error) {
+		blob, err = l.Blob(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -389,7 +407,7 @@ func (i *Instance) remountLocked(rec record, leaving bool) error {
 	if rec.Mount != nil {
 		q = *rec.Mount
 	}
-	img, err := oci.Reopen(context.Background(), plan.Image, i.sources.imageOptions(q))
+	img, err := i.sources.reopenImage(context.Background(), plan, q)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/file"
@@ -168,6 +169,13 @@ func (o *opener) imageOptions(q control.MountRequest) oci.Options {
 		UserAgent: o.options.UserAgent, Stall: o.options.Stall, ResponseHeader: o.options.ResponseHeader,
 		ConnsPerHost: o.options.ConnsPerHost, Proxy: o.options.Proxy,
 	}
+}
+
+// reopenImage opens an image as it was found, without asking the registry.
+func (o *opener) reopenImage(ctx context.Context, plan *prepare.Plan, q control.MountRequest) (*oci.Image, error) {
+	options := o.imageOptions(q)
+	options.Sequential = plan.Sequential
+	return oci.Reopen(ctx, plan.Image, options)
 }
 
 // reopen makes the blob of a known origin, without asking the source.

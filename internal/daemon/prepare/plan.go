@@ -41,6 +41,8 @@ type Plan struct {
 	// Devices are the indices of the layers that have one, in the order of
 	// the filesystem image's device table.
 	Devices []int `json:"devices"`
+	// Sequential: the registry had no range requests.
+	Sequential bool `json:"sequential,omitempty"`
 	// Files counts the names that are not a directory's.
 	Files int `json:"files"`
 

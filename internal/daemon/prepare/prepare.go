@@ -44,7 +44,8 @@ type Job struct {
 // prepared is a layer with its table of contents.
 type prepared struct {
 	Layer
-	toc *toc.TOC
+	toc        *toc.TOC
+	sequential bool // the blob that it was read from was
 }
 
 // Prepare returns the image's plan, and makes it first where there is none: it
@@ -117,6 +118,7 @@ func (l *Library) layer(ctx context.Context, j Job, n int) (prepared, error) {
 		return prepared{}, err
 	}
 	p, err := l.read(ctx, j, n, blob)
+	p.sequential = source.IsSequential(blob)
 	return p, errors.Join(err, blob.Close())
 }
 
@@ -206,6 +208,7 @@ func (l *Library) merge(j Job, key string, layers []prepared) (*Plan, error) {
 	for _, layer := range layers {
 		in = append(in, image.Layer{TOC: layer.toc, Tag: string(layer.Device)})
 		p.Layers = append(p.Layers, layer.Layer)
+		p.Sequential = p.Sequential || layer.sequential
 	}
 	merged, err := image.Merge(in)
 	if err != nil {

@@ -190,6 +190,13 @@ func newRanges() ranges {
 	return r
 }
 
+// assume takes it as known.
+func (r *ranges) assume(sequential bool) {
+	<-r.turn
+	r.known, r.sequential = true, sequential
+	r.turn <- struct{}{}
+}
+
 // learn finds it out with a request for the first byte of b, once. It is asked
 // and not deduced from later reads because a blob's reader must know before it
 // plans what to read.

@@ -155,7 +155,7 @@ func Reopen(ctx context.Context, saved Image, opts Options) (*Image, error) {
 		return nil, fmt.Errorf("open image %s: %w", r, err)
 	}
 	if reg, ok := c.(*registry); ok {
-		reg.ranges.known, reg.ranges.sequential = true, opts.Sequential
+		reg.ranges.assume(opts.Sequential)
 	}
 	img := saved
 	img.Layers = append([]Layer(nil), saved.Layers...)
@@ -222,6 +222,14 @@ func (i *Image) load(ctx context.Context, from documents, p platform, asked bool
 	}
 	i.Platform = is.String()
 	return nil
+}
+
+// AssumeRanges says, as it was learnt before, whether blobs are sequential because
+// the registry has no range requests: Blob need not ask then.
+func (i *Image) AssumeRanges(sequential bool) {
+	if r, ok := i.blobs.(*registry); ok {
+		r.ranges.assume(sequential)
+	}
 }
 
 // Close ends reads of the image's layers and frees what it holds. Blobs of its

@@ -60,6 +60,21 @@ func (p Policy) withDefaults() Policy {
 	return p
 }
 
+// Do calls attempt until it succeeds, fails for good, or the policy gives up.
+// attempt must be idempotent.
+func Do(ctx context.Context, p Policy, attempt func() error) error {
+	r := &reader{ctx: ctx, blob: &blob{policy: p.withDefaults()}}
+	for {
+		err := attempt()
+		if err == nil {
+			return nil
+		}
+		if err := r.wait(err); err != nil {
+			return err
+		}
+	}
+}
+
 // progress is how many bytes end a trouble: fewer, and a source that breaks
 // after each byte would be asked a billion times.
 const progress = 64 << 10

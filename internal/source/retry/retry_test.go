@@ -258,3 +258,30 @@ func TestWaitingEndsWithItsContextAndItsReader(t *testing.T) {
 		}
 	})
 }
+
+func TestDoTriesAgainWhatIsTemporary(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		busy, final := temporary{errors.New("busy")}, errors.New("final")
+		for _, c := range []struct {
+			errs []error
+			want error
+			n    int
+		}{
+			{[]error{busy, busy, nil}, nil, 3},
+			{[]error{busy, final}, final, 2},
+			{[]error{busy, busy, busy, busy}, busy.error, 3},
+		} {
+			n := 0
+			err := retry.Do(t.Context(), retry.Policy{Attempts: 3}, func() error { n++; return c.errs[n-1] })
+			if !errors.Is(err, c.want) || n != c.n {
+				t.Errorf("%v: %v after %d attempts", c.errs, err, n)
+			}
+		}
+	})
+}
+
+type temporary struct{ error }
+
+func (temporary) Temporary() bool { return true }
+
+func (t temporary) Unwrap() error { return t.error }
