@@ -185,7 +185,9 @@ func (o *Object) waitLocked(w *waiter, s *stream) {
 // wants then.
 func (o *Object) forgetLocked(w *waiter) { o.endAllUnwantedLocked(o.detachLocked(w)) }
 
-// detachLocked makes w wait for nothing and returns what it waited for.
+// detachLocked makes w wait for nothing and returns what it waited for, which is to
+// be given to endAllUnwantedLocked: only after w has joined again what it still
+// needs, so that a stream that waits its turn keeps its place.
 func (o *Object) detachLocked(w *waiter) []*stream {
 	for _, s := range w.streams {
 		// From the end: a stream that wakes its waiters begins there.
@@ -198,7 +200,6 @@ func (o *Object) detachLocked(w *waiter) []*stream {
 				break
 			}
 		}
-		o.reckonLocked(s)
 	}
 	before := w.streams
 	w.streams = nil
@@ -208,15 +209,18 @@ func (o *Object) detachLocked(w *waiter) []*stream {
 func (o *Object) endAllUnwantedLocked(streams []*stream) {
 	for _, s := range streams {
 		o.endUnwantedLocked(s)
+		o.reckonLocked(s)
 	}
 }
 
-// endUnwantedLocked ends s if nobody wants it and more than a little is left.
+// endUnwantedLocked ends s if nobody wants it and more than a little is left. One that
+// has not begun is not wanted by itself: who comes next begins it.
 func (o *Object) endUnwantedLocked(s *stream) {
 	switch {
-	case s.ahead != 0 || len(s.waiters) > 0 || s.unwanted || s.ended:
+	case len(s.waiters) > 0 || s.unwanted || s.ended:
 	case s.queued:
 		o.endQueuedLocked(s)
+	case s.ahead != 0:
 	case s.end-s.pos > drain:
 		s.unwanted = true
 		s.cancel()
@@ -236,13 +240,13 @@ func (o *Object) endQueuedLocked(s *stream) {
 	} // otherwise it was admitted just now, and run ends it
 }
 
-// enqueueLocked begins s as soon as it is admitted as a demand. Where that is at
-// once, the first stream of a Fill runs on the goroutine of w: to wake another
+// enqueueLocked begins s as soon as it is admitted, as a demand if a reader waits for
+// it: a Hydrate that begins anew takes no more than its share. Where that is at once, the first stream of a Fill runs on the goroutine of w: to wake another
 // one would take a good part of a short miss.
 func (o *Object) enqueueLocked(s *stream, w *waiter) {
 	s.queued = true
 	o.queue = slices.Insert(o.queue, o.queueIndex(s.pos), s)
-	s.slot = &ticket{n: 1, start: func() { go s.run() }}
+	s.slot = &ticket{n: 1, ahead: !s.hasReader(), start: func() { go s.run() }}
 	switch {
 	case !o.group.slots.enqueue(s.slot):
 	case w.own == nil && !o.ordered && !w.hydrate:

@@ -28,15 +28,17 @@
 // What is in flight is bounded by two gates (gate.go): requests per group of
 // blobs, and bytes of buffers. Read-ahead and Hydrate may take only a part of
 // each, and what is freed goes to a waiting demand first, so a demand always
-// has a share that read-ahead cannot hold. A demand never waits for a stream
-// of read-ahead that has not been admitted, because such streams do not exist:
-// read-ahead is begun only when it is admitted at once.
+// has a share that read-ahead cannot hold. The read-ahead of a head is begun only
+// when it is admitted at once. A stream that waits its turn counts as
+// read-ahead while only Hydrates wait for it, and becomes a demand when a reader
+// does: a demand never waits for a stream that waits as read-ahead.
 //
 // The stream of an ordered blob, one that can be read only from its start, goes
 // on without readers, for it could not be begun again in its middle. While no
-// reader waits for it, it counts as read-ahead, and where read-ahead has more
-// requests than its share by that and a demand waits for one, a stream ends that
-// has had no reader for a while (yieldAfter).
+// reader waits for it, it counts as read-ahead. Where that is more than read-ahead's
+// share and a demand waits, a stream ends that was begun for readers and has
+// had none for a while (yieldAfter). One that was admitted as read-ahead never does:
+// it would begin anew each time, and Hydrates would not end.
 //
 // Lock order: Fetcher.mu, Object.mu, gate.mu. The cache, the source, Present
 // and OnError are called with none of them held, except that the questions

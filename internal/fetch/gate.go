@@ -24,7 +24,10 @@ type gate struct {
 // ticket stands for what was taken or is waited for.
 type ticket struct {
 	n     int64
-	ahead bool // once admitted, guarded by gate.mu
+	ahead bool // guarded by gate.mu from enqueue on
+	// share: it was admitted as read-ahead, within its share, and has been
+	// read-ahead since. It need not yield.
+	share bool
 	// leaving: it has yielded, and is released soon.
 	leaving bool
 	start   func()        // called once admitted out of the queue, without gate.mu
@@ -48,6 +51,7 @@ func (g *gate) takeLocked(t *ticket) {
 	if t.ahead {
 		g.ahead += t.n
 	}
+	t.share = t.ahead
 }
 
 // tryAhead takes n for read-ahead if it is free and nobody waits, and
@@ -68,10 +72,7 @@ func (g *gate) tryAhead(n int64) *ticket {
 func (g *gate) enqueue(t *ticket) (now bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	queue := &g.demands
-	if t.ahead {
-		queue = &g.aheads
-	}
+	queue := g.queueLocked(t)
 	if queue.Len() > 0 || t.ahead && g.demands.Len() > 0 || !g.fitsLocked(t) {
 		t.place = queue.PushBack(t)
 		return false
@@ -88,16 +89,20 @@ func (g *gate) withdraw(t *ticket) bool {
 		g.mu.Unlock()
 		return false
 	}
-	if t.ahead {
-		g.aheads.Remove(t.place)
-	} else {
-		g.demands.Remove(t.place)
-	}
+	g.queueLocked(t).Remove(t.place)
 	t.place = nil
 	admitted := g.admitLocked() // a large ticket may have held back smaller ones
 	g.mu.Unlock()
 	startAll(admitted)
 	return true
+}
+
+// queueLocked is where t waits.
+func (g *gate) queueLocked(t *ticket) *list.List {
+	if t.ahead {
+		return &g.aheads
+	}
+	return &g.demands
 }
 
 // release gives back what t took and admits who waits for it.
@@ -115,28 +120,37 @@ func (g *gate) release(t *ticket) {
 	startAll(admitted)
 }
 
-// count counts an admitted ticket as demand or as read-ahead from now on. The
-// share of read-ahead may be exceeded by that: yield makes up for it.
+// count counts a ticket as demand or as read-ahead from now on; one that waits goes
+// to the end of the other queue. The share of read-ahead may be exceeded by that:
+// yield makes up for it.
 func (g *gate) count(t *ticket, ahead bool) {
 	g.mu.Lock()
 	switch {
-	case ahead && !t.ahead:
-		g.ahead += t.n
-	case !ahead && t.ahead:
-		g.ahead -= t.n
+	case ahead == t.ahead:
+	case t.place != nil:
+		g.queueLocked(t).Remove(t.place)
+		t.ahead = ahead
+		t.place = g.queueLocked(t).PushBack(t)
+	default:
+		if ahead {
+			g.ahead += t.n
+		} else {
+			g.ahead -= t.n
+		}
+		t.ahead, t.share = ahead, false
 	}
-	t.ahead = ahead
 	admitted := g.admitLocked()
 	g.mu.Unlock()
 	startAll(admitted)
 }
 
 // yield tells the holder of an admitted ticket of read-ahead whether to release
-// it for a demand that waits, because read-ahead has more than its share.
+// it for a demand that waits, because read-ahead has more than its share, and t is
+// part of what is too much.
 func (g *gate) yield(t *ticket) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !t.ahead || g.ahead <= g.aheadLimit || g.leaving >= g.demands.Len() {
+	if !t.ahead || t.share || g.ahead <= g.aheadLimit || g.leaving >= g.demands.Len() {
 		return false
 	}
 	g.ahead -= t.n

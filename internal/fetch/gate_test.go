@@ -61,3 +61,43 @@ func TestWithdrawingALargeTicketAdmitsSmallerOnes(t *testing.T) {
 		t.Error("the small ticket waits for nothing")
 	}
 }
+
+// A ticket that waits as read-ahead is admitted as a demand once it is one, and
+// only what was not admitted as read-ahead yields.
+func TestGateCountsTicketsThatWait(t *testing.T) {
+	g := newGate(3, 1)
+	admitted := make(map[*ticket]bool)
+	ask := func(ahead bool) *ticket {
+		tk := &ticket{n: 1, ahead: ahead}
+		tk.start = func() { admitted[tk] = true }
+		if g.enqueue(tk) {
+			tk.start()
+		}
+		return tk
+	}
+	share, waits, demand := ask(true), ask(true), ask(false)
+	if !admitted[share] || admitted[waits] || !admitted[demand] {
+		t.Fatal("the share of read-ahead is not kept")
+	}
+	g.count(waits, false)
+	if !admitted[waits] {
+		t.Fatal("a demand waits although there is room")
+	}
+	last := ask(false)
+	g.count(last, true)
+	g.count(last, false)
+	g.count(demand, true)
+	if g.yield(share) || g.yield(waits) || !g.yield(demand) || g.yield(demand) {
+		t.Error("yield: wrong answers")
+	}
+	g.release(demand)
+	if !admitted[last] {
+		t.Error("what was yielded went to nobody")
+	}
+	for _, tk := range []*ticket{share, waits, last} {
+		g.release(tk)
+	}
+	if g.used != 0 || g.ahead != 0 || g.leaving != 0 {
+		t.Errorf("%d, %d and %d are left", g.used, g.ahead, g.leaving)
+	}
+}

@@ -63,19 +63,26 @@ func (s *stream) tellLocked() {
 	}
 }
 
-// reckonLocked counts the stream of an ordered blob as read-ahead while no
-// reader waits for it, and as a demand while one does.
+// reckonLocked counts a stream that waits its turn, and that of an ordered blob always,
+// as read-ahead while no reader waits for it, and as a demand while one does.
 func (o *Object) reckonLocked(s *stream) {
-	if !o.ordered || s.queued || s.unwanted || s.ended || s.slot == nil {
+	if s.unwanted || s.ended || s.slot == nil {
 		return
 	}
-	idle := !slices.ContainsFunc(s.waiters, func(w *waiter) bool { return !w.patient })
-	if idle != s.idle.IsZero() {
+	if s.queued {
+		o.group.slots.count(s.slot, !s.hasReader())
 		return
 	}
-	s.idle = time.Time{}
-	if idle {
-		s.idle = time.Now()
+	if idle := !s.hasReader(); o.ordered && idle == s.idle.IsZero() {
+		s.idle = time.Time{}
+		if idle {
+			s.idle = time.Now()
+		}
+		o.group.slots.count(s.slot, idle)
 	}
-	o.group.slots.count(s.slot, idle)
+}
+
+// hasReader tells whether a reader is behind any who waits for s.
+func (s *stream) hasReader() bool {
+	return slices.ContainsFunc(s.waiters, func(w *waiter) bool { return !w.patient })
 }

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -113,32 +114,75 @@ func TestOrderedStreamsKeepTheirShare(t *testing.T) {
 	})
 }
 
-// A Hydrate of an ordered blob makes room too, and begins again by itself.
-func TestHydrateOfAnOrderedSourceMakesRoom(t *testing.T) {
+// hydrate begins to hydrate object i.
+func (g *ordered) hydrate(i int) *filling {
+	ctx, cancel := context.WithCancel(g.t.Context())
+	f := &filling{t: g.t, result: make(chan error, 1), cancel: cancel}
+	go func() { f.result <- g.Hydrate(ctx, g.ids[i], nil) }()
+	synctest.Wait()
+	return f
+}
+
+// Hydrates of ordered blobs take their share and wait for each other, so that a
+// demand waits for none of them, also one for a blob that they have not begun.
+func TestHydratesOfOrderedSourcesLeaveRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newOrdered(t, 3, 2)
-		done := make(chan error, 2)
-		var calls []*call
-		for i := range 2 {
-			go func() { done <- g.Hydrate(t.Context(), g.ids[i], nil) }()
-			calls = append(calls, g.blobs[i].next(t))
-		}
-		demand := g.start(2, 0)
-		<-time.After(yieldAfter)
-		for _, c := range calls {
-			c.give(64 * kib)
-		}
-		g.blobs[2].next(t).give(8 * mib)
+		g := newOrdered(t, 4, 2)
+		first, second, third := g.hydrate(0), g.hydrate(1), g.hydrate(2)
+		c := g.blobs[0].next(t)
+		g.blobs[1].none(t)
+		demand, other := g.start(1, 0), g.start(3, 0)
+		d := g.blobs[1].next(t)
+		g.blobs[3].none(t)
+		d.give(64 * kib)
 		demand.succeeds()
-		for i, c := range calls {
-			if c.isClosed() {
-				c = g.blobs[i].next(t)
-			}
-			c.give(8 * mib)
+		// The second has no reader any more and is one too many. The first, which
+		// never had one, goes on.
+		<-time.After(yieldAfter)
+		c.give(64 * kib)
+		d.give(64 * kib)
+		if c.isClosed() || !d.isClosed() {
+			t.Fatalf("ended: the first: %v, the second: %v", c.isClosed(), d.isClosed())
 		}
-		for range 2 {
-			if err := <-done; err != nil {
-				t.Error(err)
+		third.cancel()
+		third.sleepsNot()
+		g.blobs[3].next(t).give(8 * mib)
+		other.succeeds()
+		g.blobs[1].none(t)
+		c.give(8 * mib)
+		first.succeeds()
+		g.blobs[1].next(t).give(8 * mib)
+		second.succeeds()
+		g.blobs[2].none(t)
+	})
+}
+
+// However many Hydrates of ordered blobs there are and however slow the source is,
+// each downloads its blob once.
+func TestHydratesOfOrderedSourcesEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 3
+		g := newOrdered(t, n, 2)
+		var hydrates []*filling
+		for i := range n {
+			hydrates = append(hydrates, g.hydrate(i))
+		}
+		var running []*call
+		for range n * 8 {
+			<-time.After(2 * yieldAfter)
+			for _, b := range g.blobs {
+				running = append(running, b.all(t)...)
+			}
+			for _, c := range running {
+				if !c.isClosed() {
+					c.give(1 * mib)
+				}
+			}
+		}
+		for i, f := range hydrates {
+			f.succeeds()
+			if s := g.Stats(g.ids[i]); s.Requests != 1 || s.Fetched != 8*mib {
+				t.Errorf("%d bytes were fetched in %d requests", s.Fetched, s.Requests)
 			}
 		}
 	})
