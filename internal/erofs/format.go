@@ -33,6 +33,7 @@ const (
 
 	chunkBitsMask = 0x1f // EROFS_CHUNK_FORMAT_BLKBITS_MASK
 	chunkIndexes  = 0x20 // EROFS_CHUNK_FORMAT_INDEXES
+	chunkSize     = 8    // erofs_inode_chunk_index
 	noBlock       = 1<<32 - 1
 )
 

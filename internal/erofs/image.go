@@ -2,11 +2,14 @@
 // only: inodes, directories, symlink targets and xattrs. The bytes of regular
 // files lie in extra devices, which the image names by their tags.
 //
-// Every regular file is one flat-plain inode: its bytes are one run of blocks
-// in the address space that the image and its devices share. The image comes
-// first in it, then the devices one after the other (mapped_blkaddr of
-// fs/erofs/erofs_fs.h), so that no inode needs a chunk index. The kernel is given
-// the devices in the order of Image.Devices.
+// The bytes of a regular file are one run of blocks of a device, and the file is one
+// chunk, whose index names the device and the block. (The devices also have places
+// in one address space, behind the image, mapped_blkaddr of fs/erofs/erofs_fs.h;
+// but a file that is found through it is read from the device folio by folio,
+// because erofs_map_dev makes the address one of the device, and the next folio's
+// is none: erofs_fileio_scan_folio of fs/erofs/fileio.c, Linux 6.18. A read of
+// 64 KiB is then 16 reads, and events, instead of one.) The kernel is given the
+// devices in the order of Image.Devices.
 //
 // What is written needs Linux 5.19 and nothing newer: extended inodes (compact
 // ones where they say the same), inline and shared xattrs, a device table, a

@@ -1,5 +1,7 @@
 package erofs
 
+import "math/bits"
+
 // layout is where everything lies.
 type layout struct {
 	*tree
@@ -94,7 +96,22 @@ func (l *layout) placeInode(i int, pos uint64) (uint64, error) {
 		pos = align(pos, BlockSize)
 	}
 	n.pos = pos
-	return pos + whole, nil
+	pos += whole
+	if n.in.Mode&typeMask == typeRegular && n.in.Size > 0 {
+		pos = align(pos, chunkSize) + chunkSize*chunkCount(n.in.Size)
+	}
+	return pos, nil
+}
+
+// chunkExponent is log2 of the blocks of a chunk of a file: one chunk is all of
+// it, but for files of more than 8 TiB.
+func chunkExponent(size int64) uint32 {
+	return min(uint32(bits.Len64(uint64(size-1)>>blockBits)), chunkBitsMask)
+}
+
+// chunkCount is how many chunks a file that is not empty has.
+func chunkCount(size int64) uint64 {
+	return uint64(size-1)>>(blockBits+chunkExponent(size)) + 1
 }
 
 // canBeCompact tells whether the 32 bytes of a compact inode hold all of n.

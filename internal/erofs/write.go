@@ -156,7 +156,7 @@ func (l *layout) super() super {
 		deviceSlot: uint16(l.deviceTable / deviceSize),
 	}
 	if s.devices > 0 {
-		s.incompat = incompatDevices
+		s.incompat = incompatDevices | incompatChunked
 	}
 	return s
 }
@@ -218,7 +218,7 @@ func (l *layout) appendInode(b []byte, i int) []byte {
 	case typeRegular:
 		raw.size = uint64(in.Size)
 		if in.Size > 0 {
-			raw.union = l.deviceStart[in.Device] + uint32(in.Offset/BlockSize)
+			raw.layout, raw.union = layoutChunks, chunkIndexes|chunkExponent(in.Size)
 		}
 	case typeChar, typeBlock:
 		raw.union = encodeRdev(in.Rdev)
@@ -227,6 +227,9 @@ func (l *layout) appendInode(b []byte, i int) []byte {
 	b = append(b, raw.encode(&buf)...)
 	if n.bodySize > 0 {
 		b = l.xattrs.appendBody(b, n.xattrs)
+	}
+	if in.Mode&typeMask == typeRegular && in.Size > 0 {
+		return appendChunks(b, in)
 	}
 	if !n.inline {
 		return b
@@ -240,6 +243,21 @@ func (l *layout) appendInode(b []byte, i int) []byte {
 		entries = entries[count:]
 	}
 	return l.appendEntries(b, entries)
+}
+
+// appendChunks appends the chunk index behind an inode and its xattrs, which begin
+// at a multiple of chunkSize in the image.
+func appendChunks(b []byte, in *Inode) []byte {
+	for len(b)%chunkSize > 0 {
+		b = append(b, 0)
+	}
+	block := uint32(in.Offset / BlockSize)
+	for i := range chunkCount(in.Size) {
+		b = le.AppendUint16(b, 0)
+		b = le.AppendUint16(b, uint16(in.Device+1))
+		b = le.AppendUint32(b, block+uint32(i<<chunkExponent(in.Size)))
+	}
+	return b
 }
 
 // emitBlocks writes what of a directory or symlink lies in blocks of its own.
