@@ -27,7 +27,7 @@ func (g *rig) readers(deadline time.Duration) *readers {
 
 func (r *readers) submit(off, n int64) *filling {
 	f := &filling{t: r.t, result: make(chan error, 1), cancel: func() {}}
-	r.table.Submit(r.object, ondemand.Range{Off: off, Len: n}, 0, func(err error) { f.result <- err })
+	r.table.Submit(r.object, ondemand.Range{Off: off, Len: n}, ondemand.Reader{}, func(err error) { f.result <- err })
 	return f
 }
 

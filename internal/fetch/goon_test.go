@@ -207,7 +207,7 @@ func TestDataThatFlowsIsWaitedFor(t *testing.T) {
 					r = ondemand.Range{Off: 30 * mib, Len: 4 * kib}
 				}
 				answer := make(chan error, 1)
-				table.Submit(g.object, r, 0, func(err error) { answer <- err })
+				table.Submit(g.object, r, ondemand.Reader{}, func(err error) { answer <- err })
 				c := g.blob.next(t)
 				for range 10 {
 					<-time.After(deadline - time.Second)

@@ -2,6 +2,7 @@ package ondemand
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -50,5 +51,55 @@ func TestDeadlineRunsFromTheLastProgress(t *testing.T) {
 		b.sleeps(old)
 		<-time.After(1)
 		b.wants(old, context.DeadlineExceeded)
+	})
+}
+
+// The request of a reader that is gone ends soon, however much data comes for it,
+// and the fill with it unless another needs it.
+func TestRequestOfAReaderThatIsGoneEnds(t *testing.T) {
+	onBench(t, func(b *bench) {
+		var dead atomic.Bool
+		reader := Reader{Alive: func() bool {
+			b.mu.Lock() // asked without it
+			defer b.mu.Unlock()
+			return !dead.Load()
+		}}
+		submit := func(r Range) chan error {
+			c := make(chan error, 2)
+			b.Submit(b.o, r, reader, func(err error) { c <- err })
+			return c
+		}
+		alone, shared, other := submit(span(0, 9)), submit(span(20, 1)), b.submit(span(20, 1))
+		fills := b.h.running()
+		for range 3 {
+			<-time.After(deadline - 1)
+			for _, f := range fills {
+				Progress(f.ctx)
+			}
+			b.sleeps(alone, shared, other)
+		}
+		dead.Store(true)
+		<-time.After(5 * time.Second)
+		b.wants(alone, ErrGone)
+		b.wants(shared, ErrGone)
+		b.sleeps(other)
+		if left := b.h.running(); len(left) != 1 || left[0] != fills[1] {
+			b.Fatalf("fills %v", left)
+		}
+		fills[1].done(b.o)
+		b.wants(other, nil)
+		b.counts(TableStats{Filled: 1, Gone: 2, Fills: 2, Coalesced: 1})
+	})
+}
+
+// Who is asked and lives has the deadline of everybody.
+func TestDeadlineOfALivingReader(t *testing.T) {
+	onBench(t, func(b *bench) {
+		c := make(chan error, 2)
+		b.Submit(b.o, span(0, 1), Reader{Waited: time.Second, Alive: func() bool { return true }}, func(err error) { c <- err })
+		<-time.After(deadline - time.Second - 1)
+		b.sleeps(c)
+		<-time.After(1)
+		b.wants(c, context.DeadlineExceeded)
 	})
 }

@@ -17,6 +17,9 @@ var (
 	// ErrFlushed: the request was ended because no one is left to fill it.
 	// The reader gets EIO.
 	ErrFlushed = errors.New("request flushed")
+	// ErrGone: the request was ended because its reader is not there any more.
+	// Whoever may be there all the same gets EIO.
+	ErrGone = errors.New("reader is gone")
 	// ErrNotFilled: a fill was reported done, and a hole remains. The
 	// reader gets EIO.
 	ErrNotFilled = errors.New("filled, but data is missing")

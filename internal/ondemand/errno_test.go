@@ -28,6 +28,7 @@ func TestErrnoTable(t *testing.T) {
 		{ErrDetached, syscall.EBUSY},
 		{ErrFlushed, syscall.EIO},
 		{ErrNotFilled, syscall.EIO},
+		{ErrGone, syscall.EIO},
 		{context.Canceled, syscall.EIO},
 		{context.DeadlineExceeded, syscall.EIO},
 		{io.ErrUnexpectedEOF, syscall.EIO},

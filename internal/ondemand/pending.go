@@ -9,11 +9,24 @@ import (
 	"time"
 )
 
+// Reader is what the table is to know of who sleeps for a request.
+type Reader struct {
+	// Waited is how long it has slept already, in a process before this one; it
+	// counts against the deadline.
+	Waited time.Duration
+	// Alive tells whether there is still somebody to wake, true where that is not
+	// known; nil: it is never known. It is asked every LookEvery, and before a
+	// deadline is moved on, without a lock, and must not block or panic. The
+	// request of a reader that is gone ends with ErrGone and keeps no fill running.
+	Alive func() bool
+}
+
 // request is one sleeping reader.
 type request struct {
 	object  Object
 	r       Range
 	answer  func(error)
+	alive   func() bool // as in Reader
 	timer   *time.Timer
 	started time.Time
 	waitsOn int64   // the block that keeps it asleep; the key in pendingObject.waiting

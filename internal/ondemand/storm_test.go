@@ -72,10 +72,10 @@ func storm(t *testing.T, seed uint64) {
 		objects[id] = newObject(string(id), 200)
 	}
 	var table *Table
-	table = NewTable(stormFill(objects, func() *Table { return table }, seed), TableOptions{Deadline: 2 * time.Millisecond})
+	table = NewTable(stormFill(objects, func() *Table { return table }, seed), TableOptions{Deadline: 2 * time.Millisecond, LookEvery: time.Millisecond})
 
 	var counts [workers * each]atomic.Int32
-	var filled, failed, expired, flushed, pending atomic.Uint64
+	var filled, failed, expired, flushed, gone, pending atomic.Uint64
 	pending.Store(workers * each)
 	all := make(chan struct{})
 	answer := func(i int, err error) {
@@ -90,6 +90,8 @@ func storm(t *testing.T, seed uint64) {
 			flushed.Add(1)
 		case errors.Is(err, context.DeadlineExceeded):
 			expired.Add(1)
+		case errors.Is(err, ErrGone):
+			gone.Add(1)
 		default:
 			failed.Add(1)
 		}
@@ -113,7 +115,7 @@ func storm(t *testing.T, seed uint64) {
 					o.Clear(stormRange(rng, o))
 				}
 				asleep <- struct{}{}
-				table.Submit(o, stormRange(rng, o), 0, func(err error) {
+				table.Submit(o, stormRange(rng, o), Reader{Alive: func() bool { return i%3 != 0 }}, func(err error) {
 					answer(i, err)
 					<-asleep
 				})
@@ -136,8 +138,9 @@ func storm(t *testing.T, seed uint64) {
 	}
 	s := table.Stats()
 	// A request that finds everything present ends as filled and is not counted.
-	if s.Pending != 0 || s.Failed != failed.Load() || s.Expired != expired.Load() || s.Flushed != flushed.Load() || s.Filled > filled.Load() {
-		t.Errorf("counters %+v; answers: %d filled, %d failed, %d expired, %d flushed", s, filled.Load(), failed.Load(), expired.Load(), flushed.Load())
+	if s.Pending != 0 || s.Failed != failed.Load() || s.Expired != expired.Load() || s.Flushed != flushed.Load() || s.Gone != gone.Load() || s.Filled > filled.Load() {
+		t.Errorf("counters %+v; answers: %d filled, %d failed, %d expired, %d flushed, %d gone",
+			s, filled.Load(), failed.Load(), expired.Load(), flushed.Load(), gone.Load())
 	}
 	if len(table.objects) != 0 {
 		t.Errorf("%d objects are left in the table", len(table.objects))
@@ -148,7 +151,7 @@ func storm(t *testing.T, seed uint64) {
 // submitMany enters many distinct requests on one object, in random order.
 func submitMany(table *Table, o *object, many int, answer func(error)) {
 	for _, b := range rand.New(rand.NewPCG(1, 2)).Perm(many) {
-		table.Submit(o, span(2*int64(b), 1), 0, answer)
+		table.Submit(o, span(2*int64(b), 1), Reader{}, answer)
 	}
 }
 
@@ -234,7 +237,7 @@ func BenchmarkManyPending(b *testing.B) {
 	b.Run("Distinct", run(func(table *Table, o *object) { submitMany(table, o, many, none) }))
 	b.Run("Same", run(func(table *Table, o *object) {
 		for range many {
-			table.Submit(o, span(0, 1), 0, none)
+			table.Submit(o, span(0, 1), Reader{}, none)
 		}
 	}))
 }

@@ -18,7 +18,8 @@ import (
 // needs has failed, or its deadline is over, or it is flushed. It is answered
 // exactly once. A fill that nobody waits for any more is cancelled. The deadline
 // runs from when the reader went to sleep, or from the last Progress of a fill
-// that its request needs: data that keeps flowing is waited for.
+// that its request needs: data that keeps flowing is waited for. A reader that is
+// gone is not.
 //
 // Lock order: Table.mu is the only lock and is held neither while an answer
 // function nor while the Filler runs. A request cannot slip in behind Close or
@@ -26,6 +27,7 @@ import (
 type Table struct {
 	filler   Filler
 	deadline time.Duration
+	look     time.Duration
 	made     time.Time
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -42,8 +44,8 @@ type Table struct {
 type TableStats struct {
 	// Pending are waiting now; the others have ended: Filled with data,
 	// Failed by their fill, Expired at their deadline, Flushed at shutdown
-	// or detach.
-	Pending, Filled, Failed, Expired, Flushed uint64
+	// or detach, Gone with their reader.
+	Pending, Filled, Failed, Expired, Flushed, Gone uint64
 	// Coalesced requests waited, at least in part, for a fill that another
 	// request had started.
 	Coalesced uint64
@@ -59,30 +61,35 @@ type TableOptions struct {
 	// progress, with EIO. It must be positive: the kernel has no deadline of
 	// its own.
 	Deadline time.Duration
+	// LookEvery is how often the reader of a request that goes on waiting is
+	// asked whether it is alive; zero means 5 s.
+	LookEvery time.Duration
 }
 
 // NewTable returns a table that brings data through filler.
 func NewTable(filler Filler, o TableOptions) *Table {
+	if o.LookEvery == 0 {
+		o.LookEvery = 5 * time.Second
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Table{
-		filler: filler, deadline: o.Deadline, made: time.Now(), ctx: ctx, cancel: cancel,
+		filler: filler, deadline: o.Deadline, look: o.LookEvery, made: time.Now(), ctx: ctx, cancel: cancel,
 		objects: make(map[ObjectID]*pendingObject),
 	}
 }
 
 // Submit enters a read of r, which must lie inside the object and be widened
-// to blocks. waited is how long the reader has slept already, in a process
-// before this one; it counts against the deadline. answer is called exactly once, possibly before Submit returns:
+// to blocks. answer is called exactly once, possibly before Submit returns:
 // with nil when every block of r is present, otherwise with the reason that
 // Errno understands. It must not block.
-func (t *Table) Submit(object Object, r Range, waited time.Duration, answer func(error)) {
-	if now, err := t.enter(object, r, waited, answer); now {
+func (t *Table) Submit(object Object, r Range, reader Reader, answer func(error)) {
+	if now, err := t.enter(object, r, reader, answer); now {
 		answer(err)
 	}
 }
 
 // enter makes the request, or tells what is to be answered now.
-func (t *Table) enter(object Object, r Range, waited time.Duration, answer func(error)) (now bool, err error) {
+func (t *Table) enter(object Object, r Range, reader Reader, answer func(error)) (now bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -93,7 +100,10 @@ func (t *Table) enter(object Object, r Range, waited time.Duration, answer func(
 	if len(missing) == 0 {
 		return true, nil
 	}
-	q := &request{object: object, r: r, answer: answer, started: time.Now().Add(-waited), apart: fillsApart(object)}
+	q := &request{
+		object: object, r: r, answer: answer, alive: reader.Alive,
+		started: time.Now().Add(-reader.Waited), apart: fillsApart(object),
+	}
 	for _, m := range missing {
 		q.total += m.Len
 	}
@@ -111,7 +121,7 @@ func (t *Table) enter(object Object, r Range, waited time.Duration, answer func(
 	for _, f := range fresh {
 		t.startLocked(object, po, f)
 	}
-	q.timer = time.AfterFunc(max(t.deadline-waited, 0), func() { t.expire(q) })
+	q.timer = time.AfterFunc(t.nextLook(q, t.deadline-reader.Waited), func() { t.lookAt(q) })
 	return false, nil
 }
 
@@ -278,29 +288,40 @@ func (t *Table) leftLocked(q *request) time.Duration {
 	return last + t.deadline - time.Since(t.made)
 }
 
-// expire ends q at its deadline. Progress is looked for only here, so that it
-// costs no timer.
-func (t *Table) expire(q *request) {
+// nextLook is when to look at q, which has left to sleep.
+func (t *Table) nextLook(q *request, left time.Duration) time.Duration {
+	if q.alive != nil {
+		left = min(left, t.look)
+	}
+	return max(left, 0)
+}
+
+// lookAt ends q at its deadline, or when its reader is gone. Progress is looked for
+// only here, so that it costs no timer.
+func (t *Table) lookAt(q *request) {
+	gone := q.alive != nil && !q.alive()
 	t.mu.Lock()
-	po := t.objects[q.object.ID()]
-	var w wake
-	ok := false
-	if left := t.leftLocked(q); left > 0 && q.place >= 0 {
-		q.timer.Reset(left)
+	if q.place < 0 {
+		t.mu.Unlock()
+		return // ended meanwhile
+	}
+	left := t.leftLocked(q)
+	if left > 0 && !gone {
+		q.timer.Reset(t.nextLook(q, left))
 		t.mu.Unlock()
 		return
 	}
-	if po != nil {
-		w, ok = t.endLocked(po, q, fmt.Errorf("read %s %v: no data after %v: %w",
-			q.object.ID().Short(), q.r, t.deadline, context.DeadlineExceeded))
-	}
-	if ok {
+	var why error
+	if gone {
+		t.stats.Gone++
+		why = fmt.Errorf("read %s %v: %w", q.object.ID().Short(), q.r, ErrGone)
+	} else {
 		t.stats.Expired++
+		why = fmt.Errorf("read %s %v: no data after %v: %w", q.object.ID().Short(), q.r, t.deadline, context.DeadlineExceeded)
 	}
+	w, _ := t.endLocked(t.objects[q.object.ID()], q, why)
 	t.mu.Unlock()
-	if ok {
-		deliver([]wake{w})
-	}
+	deliver([]wake{w})
 }
 
 // Flush ends every pending request of the object with err and cancels its fills.

@@ -114,7 +114,7 @@ func (b *bench) submit(r Range) chan error { return b.submitTo(b.o, r, 0) }
 
 func (b *bench) submitTo(o *object, r Range, waited time.Duration) chan error {
 	c := make(chan error, 2)
-	b.Submit(o, r, waited, func(err error) { c <- err })
+	b.Submit(o, r, Reader{Waited: waited}, func(err error) { c <- err })
 	return c
 }
 

@@ -148,8 +148,9 @@ func (f *FrontEnd) adoptOne(ev taken, e *openEvent, guess bool) {
 		e.answer(fmt.Errorf("event %d of a dead process: %w", ev.number, ErrNotAttached))
 		return
 	}
+	reader := readerOf(ev.pid, sys.Monotonic()-ev.since)
 	for _, a := range all {
-		f.submit(a, extent(ev.event, a.object.Size()), sys.Monotonic()-ev.since, func(err error) {
+		f.submit(a, extent(ev.event, a.object.Size()), reader, func(err error) {
 			if err != nil {
 				e.answer(err)
 			} else if left.Add(-1) == 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
@@ -85,7 +86,20 @@ func (f *FrontEnd) miss(a *attachment, ev sys.FanotifyEvent, e *openEvent, inode
 	}
 	f.o.Inflight.enter(taken{number: ev.FD, pid: ev.PID, inode: inode, event: ev, since: sys.Monotonic()})
 	e.entered = true
-	f.submit(a, r, 0, e.answer)
+	f.submit(a, r, readerOf(ev.PID, 0), e.answer)
+}
+
+// readerOf tells the table of the process that sleeps. It may be killed (kernel:
+// fs/notify/fanotify/fanotify.c, fanotify_get_response waits killably), and nobody
+// is told. One in a pid namespace that is not below ours has the number 0 (pid_vnr)
+// and may be there for all that is known; so may one whose number another has now,
+// and a zombie, which other threads of it may outlive.
+func readerOf(pid int, waited time.Duration) ondemand.Reader {
+	r := ondemand.Reader{Waited: waited}
+	if pid > 0 {
+		r.Alive = func() bool { return !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
+	}
+	return r
 }
 
 // lookUp finds the attachment and ties the event to it, so that Detach waits.

@@ -210,8 +210,8 @@ func (f *FrontEnd) flush(a *attachment) {
 }
 
 // submit enters a miss into the table, which answers it.
-func (f *FrontEnd) submit(a *attachment, r ondemand.Range, waited time.Duration, answer func(error)) {
-	f.o.Table.Submit(a.object, r, waited, answer)
+func (f *FrontEnd) submit(a *attachment, r ondemand.Range, reader ondemand.Reader, answer func(error)) {
+	f.o.Table.Submit(a.object, r, reader, answer)
 	if a.detached.Load() {
 		f.flush(a)
 	}
