@@ -117,6 +117,7 @@ var rules = []rule{
 	{from: "erofs"},
 	// The one place that sees sources and the cache together, below daemon.
 	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
+	{from: "manifest"},
 	{from: "image", may: []string{"toc", "erofs"}},
 	{from: "mount", may: []string{"sys"}},
 	{from: "keeper/...", may: []string{"keeper/...", "sys"}},

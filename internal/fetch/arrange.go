@@ -66,7 +66,7 @@ func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 // joinLocked makes w wait for the streams that will bring blocks that it
 // needs, and returns what none of them brings soon, as ranges to request.
 func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
-	wide := o.align(widen(w.r, o.Size()))
+	wide := o.reach(w.r)
 	rest := join(o.cache.Missing(wide))
 	for _, s := range o.running {
 		first := firstIn(need, s.rest())
@@ -85,6 +85,18 @@ func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
 		rest = subtract(rest, s.rest())
 	}
 	return slices.DeleteFunc(rest, func(r ondemand.Range) bool { return firstIn(need, r) < 0 })
+}
+
+// reach is what is asked for where r is needed: no more than what fails or comes
+// together with it, so that a reader gets no error of bytes that it does not read.
+func (o *Object) reach(r ondemand.Range) ondemand.Range {
+	wide := o.align(widen(r, o.Size()))
+	if r.Empty() {
+		return wide
+	}
+	from, _ := source.Part(o.blob, r.Off)
+	last, n := source.Part(o.blob, r.End()-1)
+	return wide.Intersect(ondemand.Range{Off: from, Len: last + n - from}.Blocks(o.Size()))
 }
 
 // align is r as the source would rather be asked for it, in whole blocks.

@@ -73,6 +73,22 @@ func Align(b Blob, off, n int64) (int64, int64) {
 	return off, n
 }
 
+// Parted is implemented by blobs whose bytes come from several places, each of
+// which may fail while the others do not. Use Part.
+type Parted interface {
+	// Part is the range around off that comes from one place. It does no input
+	// or output, and 0 <= off < Size.
+	Part(off int64) (from, n int64)
+}
+
+// Part is the range around off that fails or comes together: of most blobs all.
+func Part(b Blob, off int64) (from, n int64) {
+	if p, ok := b.(Parted); ok {
+		return p.Part(off)
+	}
+	return 0, b.Size()
+}
+
 // Identity says which bytes a source had when it was opened, so that a later
 // opening can tell whether it has the same ones.
 type Identity struct {
@@ -99,6 +115,9 @@ func (w Wrapper) Sequential() bool { return IsSequential(w.Blob) }
 
 // Align is what the wrapped blob says.
 func (w Wrapper) Align(off, n int64) (int64, int64) { return Align(w.Blob, off, n) }
+
+// Part is what the wrapped blob says.
+func (w Wrapper) Part(off int64) (int64, int64) { return Part(w.Blob, off) }
 
 // Identity is the one of the wrapped blob.
 func (w Wrapper) Identity() Identity { return IdentityOf(w.Blob) }
