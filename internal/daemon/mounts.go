@@ -2,12 +2,9 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -16,7 +13,6 @@ import (
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/mount"
-	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/source/retry"
@@ -71,59 +67,6 @@ func (i *Instance) Mount(ctx context.Context, q control.MountRequest) (reply con
 	return reply, nil
 }
 
-// claimDir checks the place and reserves it.
-func (i *Instance) claimDir(dir string) (string, error) {
-	path, err := canonical("mount", dir)
-	if err != nil {
-		return "", err
-	}
-	if rel, err := filepath.Rel(i.root.Dir(), path); err == nil && !strings.HasPrefix(rel, "..") {
-		return "", refuse(control.ExitUsage, "choose a place outside of it", "mount %s: it lies in the cache root %s", dir, i.root.Dir())
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	switch {
-	case i.stopping:
-		return "", errStopping()
-	case i.mounts[path] != nil:
-		return "", refuse(control.ExitInUse, "`lacuna umount` it first", "mount %s: an image is mounted there", dir)
-	case i.files[path] != nil || i.bound[path] != nil:
-		return "", refuse(control.ExitInUse, "`lacuna detach` it first", "mount %s: something is attached there", dir)
-	}
-	i.mounts[path] = &mountedImage{}
-	return path, nil
-}
-
-// needsDirectory tells whether the directory is absent; one that is there must
-// be empty, and nothing mounted on it.
-func needsDirectory(path string) (bool, error) {
-	mounts, err := mount.List()
-	if err != nil {
-		return false, err
-	}
-	if _, mounted := mount.At(mounts, path); mounted {
-		return false, refuse(control.ExitInUse, "umount it first, or choose another directory", "mount %s: something is mounted there", path)
-	}
-	st, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("mount %s: %w", path, bare(err))
-	}
-	if !st.IsDir() {
-		return false, refuse(control.ExitUsage, "choose another name", "mount %s: it is not a directory", path)
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return false, fmt.Errorf("mount %s: %w", path, bare(err))
-	}
-	if len(entries) > 0 {
-		return false, refuse(control.ExitUsage, "choose an empty directory or a name that is free", "mount %s: the directory is not empty", path)
-	}
-	return false, nil
-}
-
 // prepare opens the image and has everything made that a mount needs. Where its
 // registry cannot be reached, what was mounted under the name before does.
 func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oci.Image, plan *prepare.Plan, notes []string, err error) {
@@ -172,29 +115,6 @@ func (i *Instance) patiently(ctx context.Context, what string, attempt func() er
 	}, attempt)
 }
 
-// layerBlob opens a layer with what all requests have.
-func (i *Instance) layerBlob(ctx context.Context, img *oci.Image, l oci.Layer) (blob source.Blob, err error) {
-	err = i.patiently(ctx, "opening a layer of "+img.Ref, func() (err error) {
-		blob, err = l.Blob(ctx)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return i.sources.wrap(layerOrigin(l), blob), nil
-}
-
-// layerOrigin describes where a device's bytes come from: the layer, whichever image
-// and registry it is found through.
-func layerOrigin(l oci.Layer) origin {
-	return origin{Kind: originLayer, Name: "layer " + l.Digest.String()}
-}
-
-func deviceMeta(img *oci.Image, n int, l prepare.Layer) (cache.Meta, error) {
-	raw, err := json.Marshal(layerOrigin(img.Layers[n]))
-	return cache.Meta{ID: l.Device, Size: l.Size, Source: raw}, err
-}
-
 // mountLocked does the local part. It owns img, and undoes what it has done when
 // it fails.
 func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Plan, img *oci.Image) (err error) {
@@ -241,89 +161,6 @@ func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Pl
 // readAheadKiB is how far the kernel reads ahead in a mounted file: docs/benchmarks.md
 // has the measurements.
 const readAheadKiB = 512
-
-// serveDevicesLocked has the front end stop reads of the image's devices.
-func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage) error {
-	for _, n := range m.plan.Devices {
-		layer := m.plan.Layers[n]
-		o := i.objects[layer.Device]
-		if o != nil {
-			o.files++
-		} else {
-			var err error
-			if o, err = i.serveDevice(ctx, m, n); err != nil {
-				return fmt.Errorf("layer %d: %w", n+1, err)
-			}
-		}
-		m.devices = append(m.devices, o)
-	}
-	return nil
-}
-
-func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int) (*servedObject, error) {
-	layer, from := m.plan.Layers[n], m.image.Layers[n]
-	blob, err := i.layerBlob(ctx, m.image, from)
-	if err != nil {
-		return nil, err
-	}
-	device := i.library.Device(layer, func() (source.Blob, error) { return blob, nil })
-	meta, err := deviceMeta(m.image, n, layer)
-	if err != nil {
-		return nil, errors.Join(err, blob.Close())
-	}
-	cached, err := i.root.Create(meta)
-	if err != nil {
-		return nil, errors.Join(err, blob.Close())
-	}
-	where := layerOrigin(from)
-	o, err := i.serveLocked(cached, where, device)
-	if err != nil {
-		return nil, errors.Join(err, blob.Close())
-	}
-	o.asked, o.image = blob, m.image
-	return o, nil
-}
-
-// releaseDevicesLocked takes the mount's devices back, and closes the images that
-// nothing reads any more: a device that two images have is read through the one
-// that was mounted first.
-func (i *Instance) releaseDevicesLocked(m *mountedImage) error {
-	var errs []error
-	images := []*oci.Image{m.image}
-	for _, o := range m.devices {
-		asked := o.asked
-		last := o.files == 1
-		errs = append(errs, i.releaseLocked(o, false))
-		if last {
-			errs = append(errs, asked.Close())
-			if !slices.Contains(images, o.image) {
-				images = append(images, o.image)
-			}
-		}
-	}
-	m.devices = nil
-	for _, img := range images {
-		if !i.readsLocked(img) {
-			errs = append(errs, img.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// readsLocked tells whether a mount or a device needs the image.
-func (i *Instance) readsLocked(img *oci.Image) bool {
-	for _, m := range i.mounts {
-		if m.image == img {
-			return true
-		}
-	}
-	for _, o := range i.objects {
-		if o.image == img {
-			return true
-		}
-	}
-	return false
-}
 
 // Umount undoes a mount. One that is in use stays, with ExitInUse, unless lazy.
 func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
@@ -397,66 +234,6 @@ func (i *Instance) forgetLeft() {
 	}
 }
 
-// remountLocked goes on with a mount that stands.
-func (i *Instance) remountLocked(rec record, leaving bool) error {
-	plan, err := i.library.Load(rec.Plan)
-	if err != nil {
-		return err
-	}
-	q := control.MountRequest{}
-	if rec.Mount != nil {
-		q = *rec.Mount
-	}
-	img, err := i.sources.reopenImage(context.Background(), plan, q)
-	if err != nil {
-		return err
-	}
-	m := &mountedImage{record: rec, plan: plan, image: img, leaving: leaving}
-	if err := i.serveDevicesLocked(context.Background(), m); err != nil {
-		return errors.Join(err, i.releaseDevicesLocked(m))
-	}
-	i.mounts[rec.Path] = m
-	return nil
-}
-
-// restoreMount goes on with a recorded mount, or undoes what is left of it.
-// alone, where it is not nil, notes what nobody guarded.
-func (i *Instance) restoreMount(rec record, mounts []mount.Mount, alone *control.Unguarded) error {
-	mounted := rec.standing(mounts)
-	alive, err := rec.alive()
-	if err != nil {
-		return err
-	}
-	if alone == nil {
-		if mounted || alive {
-			return i.remountLocked(rec, !mounted)
-		}
-		return i.dropMount(rec)
-	}
-	if mounted {
-		alone.Files = append(alone.Files, rec.Path)
-		err := mount.Unmount(rec.Path, false)
-		if errors.Is(err, syscall.EBUSY) {
-			// In use: from now on it is guarded again.
-			return i.remountLocked(rec, false)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return i.dropMount(rec)
-}
-
-// dropMount undoes the record of a mount that does not stand.
-func (i *Instance) dropMount(rec record) error {
-	if rec.Placeholder {
-		if err := os.Remove(rec.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			i.report("removing the directory of a mount", err)
-		}
-	}
-	return i.records.remove(rec.Path)
-}
-
 // complete tells whether nothing of the image is missing.
 func (m *mountedImage) complete() bool {
 	for _, o := range m.devices {
@@ -465,26 +242,4 @@ func (m *mountedImage) complete() bool {
 		}
 	}
 	return true
-}
-
-// mountedStatus is what status shows of a mount.
-func (i *Instance) mountedStatus(m *mountedImage) control.Mounted {
-	out := control.Mounted{
-		Dir: m.record.Path, Image: m.image.Ref, Digest: m.image.Digest.String(), Leaving: m.leaving, Files: m.plan.Files,
-	}
-	served := make(map[ondemand.ObjectID]*servedObject)
-	for _, o := range m.devices {
-		served[o.cached.ID()] = o
-	}
-	for n, l := range m.plan.Layers {
-		s := control.MountedLayer{Digest: m.image.Layers[n].Digest.String(), Format: string(l.Format), Size: l.Size, Verified: l.Verified}
-		if o := served[l.Device]; o != nil {
-			s.Object, s.Present = string(l.Device), o.cached.Present()
-			front, _ := i.front.StatsOf(l.Device)
-			asked := statsOf(o.asked)
-			s.Hits, s.Misses, s.Requests, s.Fetched = front.Hits, front.Misses, uint64(asked.Requests), asked.Bytes
-		}
-		out.Layers = append(out.Layers, s)
-	}
-	return out
 }

@@ -1,0 +1,120 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/oci"
+)
+
+// layerBlob opens a layer with what all requests have.
+func (i *Instance) layerBlob(ctx context.Context, img *oci.Image, l oci.Layer) (blob source.Blob, err error) {
+	err = i.patiently(ctx, "opening a layer of "+img.Ref, func() (err error) {
+		blob, err = l.Blob(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return i.sources.wrap(layerOrigin(l), blob), nil
+}
+
+// layerOrigin describes where a device's bytes come from: the layer, whichever image
+// and registry it is found through.
+func layerOrigin(l oci.Layer) origin {
+	return origin{Kind: originLayer, Name: "layer " + l.Digest.String()}
+}
+
+func deviceMeta(img *oci.Image, n int, l prepare.Layer) (cache.Meta, error) {
+	raw, err := json.Marshal(layerOrigin(img.Layers[n]))
+	return cache.Meta{ID: l.Device, Size: l.Size, Source: raw}, err
+}
+
+// serveDevicesLocked has the front end stop reads of the image's devices.
+func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage) error {
+	for _, n := range m.plan.Devices {
+		layer := m.plan.Layers[n]
+		o := i.objects[layer.Device]
+		if o != nil {
+			o.files++
+		} else {
+			var err error
+			if o, err = i.serveDevice(ctx, m, n); err != nil {
+				return fmt.Errorf("layer %d: %w", n+1, err)
+			}
+		}
+		m.devices = append(m.devices, o)
+	}
+	return nil
+}
+
+func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int) (*servedObject, error) {
+	layer, from := m.plan.Layers[n], m.image.Layers[n]
+	blob, err := i.layerBlob(ctx, m.image, from)
+	if err != nil {
+		return nil, err
+	}
+	device := i.library.Device(layer, func() (source.Blob, error) { return blob, nil })
+	meta, err := deviceMeta(m.image, n, layer)
+	if err != nil {
+		return nil, errors.Join(err, blob.Close())
+	}
+	cached, err := i.root.Create(meta)
+	if err != nil {
+		return nil, errors.Join(err, blob.Close())
+	}
+	where := layerOrigin(from)
+	o, err := i.serveLocked(cached, where, device)
+	if err != nil {
+		return nil, errors.Join(err, blob.Close())
+	}
+	o.asked, o.image = blob, m.image
+	return o, nil
+}
+
+// releaseDevicesLocked takes the mount's devices back, and closes the images that
+// nothing reads any more: a device that two images have is read through the one
+// that was mounted first.
+func (i *Instance) releaseDevicesLocked(m *mountedImage) error {
+	var errs []error
+	images := []*oci.Image{m.image}
+	for _, o := range m.devices {
+		asked := o.asked
+		last := o.files == 1
+		errs = append(errs, i.releaseLocked(o, false))
+		if last {
+			errs = append(errs, asked.Close())
+			if !slices.Contains(images, o.image) {
+				images = append(images, o.image)
+			}
+		}
+	}
+	m.devices = nil
+	for _, img := range images {
+		if !i.readsLocked(img) {
+			errs = append(errs, img.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readsLocked tells whether a mount or a device needs the image.
+func (i *Instance) readsLocked(img *oci.Image) bool {
+	for _, m := range i.mounts {
+		if m.image == img {
+			return true
+		}
+	}
+	for _, o := range i.objects {
+		if o.image == img {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,65 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/mount"
+)
+
+// claimDir checks the place and reserves it.
+func (i *Instance) claimDir(dir string) (string, error) {
+	path, err := canonical("mount", dir)
+	if err != nil {
+		return "", err
+	}
+	if rel, err := filepath.Rel(i.root.Dir(), path); err == nil && !strings.HasPrefix(rel, "..") {
+		return "", refuse(control.ExitUsage, "choose a place outside of it", "mount %s: it lies in the cache root %s", dir, i.root.Dir())
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch {
+	case i.stopping:
+		return "", errStopping()
+	case i.mounts[path] != nil:
+		return "", refuse(control.ExitInUse, "`lacuna umount` it first", "mount %s: an image is mounted there", dir)
+	case i.files[path] != nil || i.bound[path] != nil:
+		return "", refuse(control.ExitInUse, "`lacuna detach` it first", "mount %s: something is attached there", dir)
+	}
+	i.mounts[path] = &mountedImage{}
+	return path, nil
+}
+
+// needsDirectory tells whether the directory is absent; one that is there must
+// be empty, and nothing mounted on it.
+func needsDirectory(path string) (bool, error) {
+	mounts, err := mount.List()
+	if err != nil {
+		return false, err
+	}
+	if _, mounted := mount.At(mounts, path); mounted {
+		return false, refuse(control.ExitInUse, "umount it first, or choose another directory", "mount %s: something is mounted there", path)
+	}
+	st, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("mount %s: %w", path, bare(err))
+	}
+	if !st.IsDir() {
+		return false, refuse(control.ExitUsage, "choose another name", "mount %s: it is not a directory", path)
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return false, fmt.Errorf("mount %s: %w", path, bare(err))
+	}
+	if len(entries) > 0 {
+		return false, refuse(control.ExitUsage, "choose an empty directory or a name that is free", "mount %s: the directory is not empty", path)
+	}
+	return false, nil
+}

@@ -1,0 +1,71 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/mount"
+)
+
+// restoreMount goes on with a recorded mount, or undoes what is left of it.
+// alone, where it is not nil, notes what nobody guarded.
+func (i *Instance) restoreMount(rec record, mounts []mount.Mount, alone *control.Unguarded) error {
+	mounted := rec.standing(mounts)
+	alive, err := rec.alive()
+	if err != nil {
+		return err
+	}
+	if alone == nil {
+		if mounted || alive {
+			return i.remountLocked(rec, !mounted)
+		}
+		return i.dropMount(rec)
+	}
+	if mounted {
+		alone.Files = append(alone.Files, rec.Path)
+		err := mount.Unmount(rec.Path, false)
+		if errors.Is(err, syscall.EBUSY) {
+			// In use: from now on it is guarded again.
+			return i.remountLocked(rec, false)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return i.dropMount(rec)
+}
+
+// remountLocked goes on with a mount that stands.
+func (i *Instance) remountLocked(rec record, leaving bool) error {
+	plan, err := i.library.Load(rec.Plan)
+	if err != nil {
+		return err
+	}
+	q := control.MountRequest{}
+	if rec.Mount != nil {
+		q = *rec.Mount
+	}
+	img, err := i.sources.reopenImage(context.Background(), plan, q)
+	if err != nil {
+		return err
+	}
+	m := &mountedImage{record: rec, plan: plan, image: img, leaving: leaving}
+	if err := i.serveDevicesLocked(context.Background(), m); err != nil {
+		return errors.Join(err, i.releaseDevicesLocked(m))
+	}
+	i.mounts[rec.Path] = m
+	return nil
+}
+
+// dropMount undoes the record of a mount that does not stand.
+func (i *Instance) dropMount(rec record) error {
+	if rec.Placeholder {
+		if err := os.Remove(rec.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			i.report("removing the directory of a mount", err)
+		}
+	}
+	return i.records.remove(rec.Path)
+}
