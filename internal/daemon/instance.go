@@ -93,6 +93,13 @@ func (i *Instance) Fill(ctx context.Context, id ondemand.ObjectID, r ondemand.Ra
 	return i.fetcher.Fill(ctx, id, r)
 }
 
+// isShown tells whether the object is read through an EROFS filesystem: all are but
+// the files of bound directories.
+func (i *Instance) isShown(id ondemand.ObjectID) bool {
+	_, bound := i.fillers.Load(id)
+	return !bound
+}
+
 // report keeps an error that no reader could be told of.
 func (i *Instance) report(what string, err error) {
 	i.log.Error(what, "err", err)
@@ -150,7 +157,7 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 		Present: func(id ondemand.ObjectID, r ondemand.Range) { i.table.Present(id, r) },
 		OnError: func(id ondemand.ObjectID, err error) { i.report("fetching "+id.Short(), err) },
 	})
-	i.table = ondemand.NewTable(i, ondemand.TableOptions{Deadline: time.Duration(c.Deadline)})
+	i.table = ondemand.NewTable(i, ondemand.TableOptions{Deadline: time.Duration(c.Deadline), Again: i.isShown})
 	i.front = fanotify.New(fanotify.Options{
 		Group: i.group, Inflight: i.flight, Table: i.table,
 		Descriptors: int(limit) - min(reserved, int(limit)/2),

@@ -32,9 +32,11 @@ type Table struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	fills    sync.WaitGroup
+	again    func(ObjectID) bool
 
 	mu      sync.Mutex
 	closed  bool
+	failed  map[ObjectID][]failure
 	objects map[ObjectID]*pendingObject
 	stats   TableStats
 	latency Histogram
@@ -64,6 +66,10 @@ type TableOptions struct {
 	// LookEvery is how often the reader of a request that goes on waiting is
 	// asked whether it is alive; zero means 5 s.
 	LookEvery time.Duration
+	// Again tells of objects whose readers ask again at once for what has failed,
+	// and for what lies behind it: what was waited for in vain fails them without
+	// another wait, for a second at most. nil: of none. It must not block.
+	Again func(ObjectID) bool
 }
 
 // NewTable returns a table that brings data through filler.
@@ -74,6 +80,7 @@ func NewTable(filler Filler, o TableOptions) *Table {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Table{
 		filler: filler, deadline: o.Deadline, look: o.LookEvery, made: time.Now(), ctx: ctx, cancel: cancel,
+		again:   o.Again,
 		objects: make(map[ObjectID]*pendingObject),
 	}
 }
@@ -99,6 +106,10 @@ func (t *Table) enter(object Object, r Range, reader Reader, answer func(error))
 	missing := object.Missing(r)
 	if len(missing) == 0 {
 		return true, nil
+	}
+	if err := t.rememberedLocked(object.ID(), r); err != nil {
+		t.stats.Failed++
+		return true, err
 	}
 	q := &request{
 		object: object, r: r, answer: answer, alive: reader.Alive,
@@ -190,6 +201,7 @@ func (t *Table) failLocked(po *pendingObject, f *fill, missing []Range, err erro
 		}
 		if w, ok := t.endLocked(po, q, err); ok {
 			t.stats.Failed++
+			t.rememberLocked(q, err)
 			woken = append(woken, w)
 		}
 	}
@@ -221,6 +233,7 @@ func (t *Table) endLocked(po *pendingObject, q *request, err error) (wake, bool)
 // for them only are answered at once, though their fill may go on.
 func (t *Table) Present(id ObjectID, r Range) {
 	t.mu.Lock()
+	delete(t.failed, id)
 	var woken []wake
 	if po := t.objects[id]; po != nil {
 		woken = t.presentLocked(po, r)
@@ -318,6 +331,7 @@ func (t *Table) lookAt(q *request) {
 	} else {
 		t.stats.Expired++
 		why = fmt.Errorf("read %s %v: no data after %v: %w", q.object.ID().Short(), q.r, t.deadline, context.DeadlineExceeded)
+		t.rememberLocked(q, why)
 	}
 	w, _ := t.endLocked(t.objects[q.object.ID()], q, why)
 	t.mu.Unlock()
@@ -333,6 +347,7 @@ func (t *Table) Flush(id ObjectID, err error) {
 }
 
 func (t *Table) flushLocked(id ObjectID, err error) (woken []wake) {
+	delete(t.failed, id)
 	po := t.objects[id]
 	if po == nil {
 		return nil
