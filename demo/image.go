@@ -2,7 +2,6 @@ package main
 
 import (
 	"archive/tar"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -114,8 +114,9 @@ func (d *demo) packEStargz(ctx context.Context, tarFile *os.File) (p *packed, er
 	if err != nil {
 		return nil, err
 	}
+	compression := &pooled{GzipCompressor: estargz.NewGzipCompressorWithLevel(fast.BestSpeed)}
 	b, err := estargz.Build(io.NewSectionReader(tarFile, 0, info.Size()), estargz.WithContext(ctx),
-		estargz.WithCompressionLevel(gzip.BestSpeed), estargz.WithChunkSize(256<<10))
+		estargz.WithCompression(compression), estargz.WithChunkSize(256<<10))
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +131,39 @@ func (d *demo) packEStargz(ctx context.Context, tarFile *os.File) (p *packed, er
 	p.toc = b.TOCDigest().String()
 	p.diffID, err = v1.NewHash(b.DiffID().String())
 	return p, err
+}
+
+// pooled is eStargz's compression with writers that are used again: there is one
+// for each of many thousand files, and to make them takes longer than to compress.
+type pooled struct {
+	*estargz.GzipCompressor
+	estargz.GzipDecompressor
+	writers sync.Pool
+}
+
+// Writer is estargz.Compressor's.
+func (p *pooled) Writer(to io.Writer) (estargz.WriteFlushCloser, error) {
+	if w, ok := p.writers.Get().(*pooledWriter); ok {
+		w.Reset(to)
+		return w, nil
+	}
+	w, err := fast.NewWriterLevel(to, fast.BestSpeed)
+	return &pooledWriter{w, p}, err
+}
+
+// Reader is estargz.Decompressor's.
+func (p *pooled) Reader(from io.Reader) (io.ReadCloser, error) { return fast.NewReader(from) }
+
+type pooledWriter struct {
+	*fast.Writer
+	pool *pooled
+}
+
+// Close is io.Closer's; the writer is used again.
+func (w *pooledWriter) Close() error {
+	err := w.Writer.Close()
+	w.pool.writers.Put(w)
+	return err
 }
 
 // untilDone reads until the context ends.

@@ -85,7 +85,8 @@ type demo struct {
 	line *line
 }
 
-func run(ctx context.Context, o options, out io.Writer) (err error) {
+// run is the whole program.
+func run(ctx context.Context, o options, out io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting needs root")
 	}
@@ -94,15 +95,23 @@ func run(ctx context.Context, o options, out io.Writer) (err error) {
 		return fmt.Errorf("make the demo's directory: %w", err)
 	}
 	d := &demo{options: o, out: out, work: work, line: &line{latency: o.latency, rate: o.rate}}
-	defer func() { err = errors.Join(err, sweep(work), os.RemoveAll(work)) }()
-	// What makes eStargz layers has temporary files of its own.
-	if err := os.Setenv("TMPDIR", work); err != nil {
+	summary, err := d.prepared(ctx)
+	if err := errors.Join(err, sweep(work), os.RemoveAll(work)); err != nil {
 		return err
 	}
+	return d.say("\nthe same bytes in both; unmounted, ended and removed again\n%s", summary)
+}
+
+// prepared shows all once there is what it needs.
+func (d *demo) prepared(ctx context.Context) (summary string, err error) {
+	// What makes eStargz layers has temporary files of its own.
+	if err := os.Setenv("TMPDIR", d.work); err != nil {
+		return "", err
+	}
 	// Under a name of its own, the demo's processes can be told from others.
-	binary := filepath.Join(work, "lacuna")
-	if err := linkOrCopy(o.lacuna, binary); err != nil {
-		return err
+	binary := filepath.Join(d.work, "lacuna")
+	if err := linkOrCopy(d.lacuna, binary); err != nil {
+		return "", err
 	}
 	d.lacuna = binary
 	return d.show(ctx)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -25,36 +26,34 @@ type figures struct {
 	digest        string // of all files' bytes
 }
 
-// show does all of it.
-func (d *demo) show(ctx context.Context) (err error) {
+// show does all of it, and returns what it comes to.
+func (d *demo) show(ctx context.Context) (summary string, err error) {
 	host, end, err := d.serve()
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() { err = errors.Join(err, end()) }()
 	images, err := d.build(ctx, host)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if err := d.say("a registry at %s, which thinks %v about each request and sends %d MB/s", host, d.latency, d.rate/1e6); err != nil {
-		return err
+	if err := d.say("the registry is on this machine, but thinks %v about each request and sends %d MB/s", d.latency, d.rate/1e6); err != nil {
+		return "", err
 	}
 	d.line.slow.Store(true)
 	var seen [2]figures
 	for i, tag := range []string{"estargz", "gzip"} {
 		seen[i].total = images[i]
 		if err := d.try(ctx, host+"/demo:"+tag, filepath.Join(d.work, tag), &seen[i]); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if seen[0].digest != seen[1].digest {
-		return fmt.Errorf("the mounts differ: the digests of all their files are %s and %s", seen[0].digest, seen[1].digest)
+		return "", fmt.Errorf("the mounts differ: the digests of all their files are %s and %s", seen[0].digest, seen[1].digest)
 	}
-	return d.say("\nall files of the two mounts have the same bytes; both are unmounted\n"+
-		"eStargz  bash ran after %s with %s of %s MiB fetched\n"+
-		"gzip     bash ran after %s with %s of %s MiB fetched",
+	return fmt.Sprintf("bash ran after %s with %s of %s MiB fetched; as gzip after %s, with %s of %s MiB",
 		seconds(seen[0].bash), number(seen[0].fetchedByBash), number(seen[0].total),
-		seconds(seen[1].bash), number(seen[1].fetchedByBash), number(seen[1].total))
+		seconds(seen[1].bash), number(min(seen[1].fetchedByBash, seen[1].total)), number(seen[1].total)), nil
 }
 
 // build makes the images and returns how large their layers are.
@@ -135,13 +134,13 @@ var steps = []step{
 // try mounts an image, uses it, and unmounts it.
 func (d *demo) try(ctx context.Context, ref, dir string, f *figures) (err error) {
 	bytesBefore, requestsBefore := d.line.bytes.Load(), d.line.requests.Load()
-	if err := d.say("\n$ lacuna mount %s %s\n     after    fetched         requests", ref, dir); err != nil {
+	if err := d.say("\n$ lacuna mount %s %s\n  %8s  %10s  %9s", ref, dir, "after", "fetched", "requests"); err != nil {
 		return err
 	}
 	start := time.Now()
 	at := func(what, said string) error {
-		return d.say("  %8s  %6s of %3s MiB  %5d  %-17s %s", seconds(time.Since(start)),
-			number(d.line.bytes.Load()-bytesBefore), number(f.total), d.line.requests.Load()-requestsBefore, what, said)
+		return d.say("  %8s  %10s  %9d  %s", seconds(time.Since(start)), mib(d.line.bytes.Load()-bytesBefore),
+			d.line.requests.Load()-requestsBefore, strings.TrimRight(fmt.Sprintf("%-17s %s", what, said), " "))
 	}
 	m, err := d.mount(ctx, ref, dir)
 	if err != nil {
@@ -170,7 +169,7 @@ func (d *demo) try(ctx context.Context, ref, dir string, f *figures) (err error)
 	if f.digest, err = digest(ctx, dir); err != nil {
 		return err
 	}
-	return at("read every file", "sha256 of all "+f.digest[:16])
+	return at("read every file", "sha256 "+f.digest[:16]+"...")
 }
 
 // digest is over the names and bytes of all files below dir.
