@@ -78,8 +78,12 @@ func statusText(s control.Status, now time.Time) string {
 		boundText(&b, d)
 	}
 	for _, f := range s.Broken {
-		fmt.Fprintf(&b, "\n%s\n  BROKEN    what is missing is denied, `lacuna detach` takes it down\n  reason    %s\n",
-			pathText(f.Path), strings.ReplaceAll(f.Reason, "\n", "; "))
+		undo := "detach"
+		if f.Kind == "mount" {
+			undo = "umount"
+		}
+		fmt.Fprintf(&b, "\n%s\n  BROKEN    what is missing is denied, `lacuna %s` takes it down\n  reason    %s\n",
+			pathText(f.Path), undo, strings.ReplaceAll(f.Reason, "\n", "; "))
 	}
 	for _, u := range s.Unguarded {
 		fmt.Fprintf(&b, "\nUNGUARDED from %s to %s: readers may have seen zeros in\n  %s\n",

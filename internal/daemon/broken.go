@@ -25,13 +25,44 @@ import (
 func (i *Instance) breakLocked(rec record, mounts []mount.Mount, fresh bool, why error) {
 	i.note(fmt.Sprintf("going on with %s: %v", rec.Path, why))
 	i.log.Error("going on with what was served", "path", rec.Path, "err", why)
-	i.files[rec.Path] = &attachedFile{record: rec, broken: why}
-	if !fresh || rec.Kind != kindAttach || !rec.standing(mounts) {
+	if i.files[rec.Path] == nil {
+		i.files[rec.Path] = &attachedFile{record: rec, broken: why}
+	}
+	if !fresh || rec.Kind == kindBind || !rec.standing(mounts) {
 		return
 	}
-	if err := i.changeMark(i.root.Dir()+dataSuffix(rec.Object), sys.FanotifyMark); err != nil {
-		i.report("denying reads of "+rec.Path, err)
+	for _, id := range i.shownBy(rec) {
+		if i.objects[id] != nil {
+			continue // another file shows it, and it is served
+		}
+		if err := i.changeMark(i.root.Dir()+dataSuffix(string(id)), sys.FanotifyMark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			i.report("denying reads of "+rec.Path, err)
+		}
 	}
+}
+
+// shownBy is the objects whose data the record's filesystem reads: of a mount whose
+// plan is lost it may be all.
+func (i *Instance) shownBy(rec record) []ondemand.ObjectID {
+	switch rec.Kind {
+	case kindAttach:
+		return []ondemand.ObjectID{ondemand.ObjectID(rec.Object)}
+	case kindBind:
+		return nil
+	}
+	plan, err := i.library.Load(rec.Plan)
+	if err != nil {
+		all, err := i.root.List()
+		if err != nil {
+			i.report("looking for the devices of "+rec.Path, err)
+		}
+		return all
+	}
+	var ids []ondemand.ObjectID
+	for _, n := range plan.Devices {
+		ids = append(ids, plan.Layers[n].Device)
+	}
+	return ids
 }
 
 // changeMark marks or unmarks the file at path; no mark is no error.
@@ -47,53 +78,72 @@ func (i *Instance) changeMark(path string, change func(group, file *sys.FD) erro
 	return errors.Join(err, file.Close())
 }
 
-// detachBroken takes down what cannot be served, unless somebody uses it.
-func (i *Instance) detachBroken(f *attachedFile) error {
+// detachBroken takes down what cannot be served, unless somebody uses it. verb is
+// for messages.
+func (i *Instance) detachBroken(verb string, f *attachedFile) error {
 	path := f.record.Path
 	var err error
 	if f.record.Kind == kindBind {
 		err = i.dropBrokenBind(f.record)
 	} else {
-		err = i.dropBrokenAttach(f.record)
+		err = i.dropBrokenAttach(verb, f)
 	}
 	if err != nil {
-		return fmt.Errorf("detach %s: %w", path, err)
+		return fmt.Errorf("%s %s: %w", verb, path, err)
 	}
 	delete(i.files, path)
 	i.log.Info("detached", "file", path)
 	return nil
 }
 
-// dropBrokenAttach undoes an attach, or a mount, of which only the record is known.
-func (i *Instance) dropBrokenAttach(rec record) error {
+// dropBrokenAttach undoes an attach, or a mount, of which little is known but the
+// record.
+func (i *Instance) dropBrokenAttach(verb string, f *attachedFile) error {
+	rec := f.record
 	err := rec.takeOff(true, false)
 	alive, e := rec.alive()
 	if errors.Is(err, syscall.EBUSY) || err == nil && alive {
-		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by %s", rec.Path, rec.users(i.client.KeeperPID()))
+		return refuse(control.ExitInUse, "let them close it, then "+verb+" again", "%s %s: in use by %s", verb, rec.Path, rec.users(i.client.KeeperPID()))
 	}
 	if err := errors.Join(err, e); err != nil {
 		return err
 	}
-	if rec.Kind == kindMount {
-		return i.dropMount(rec)
+	if f.half != nil {
+		if err := i.releaseDevicesLocked(f.half); err != nil {
+			return err
+		}
 	}
-	if !i.otherShows(rec) {
-		err := i.changeMark(i.root.Dir()+dataSuffix(rec.Object), sys.FanotifyUnmark)
+	others := i.shownByOthers(rec.Path)
+	for _, id := range i.shownBy(rec) {
+		if others[id] {
+			continue
+		}
+		err := i.changeMark(i.root.Dir()+dataSuffix(string(id)), sys.FanotifyUnmark)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
+	if rec.Kind == kindMount {
+		return i.dropMount(rec)
+	}
 	return i.dropLocked(rec)
 }
 
-// otherShows tells whether another file here is of the record's object.
-func (i *Instance) otherShows(rec record) bool {
-	for path, f := range i.files {
-		if path != rec.Path && f.record.Object == rec.Object {
-			return true
+// shownByOthers is the objects that must stay marked without the record of path.
+func (i *Instance) shownByOthers(path string) map[ondemand.ObjectID]bool {
+	shown := make(map[ondemand.ObjectID]bool)
+	for id := range i.objects {
+		shown[id] = true
+	}
+	for other, f := range i.files {
+		if other == path || f.broken == nil {
+			continue
+		}
+		for _, id := range i.shownBy(f.record) {
+			shown[id] = true
 		}
 	}
-	return i.objects[ondemand.ObjectID(rec.Object)] != nil
+	return shown
 }
 
 // dropBrokenBind undoes a bind of which only the record is known.

@@ -43,7 +43,7 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err err
 		return err
 	}
 	if f.broken != nil {
-		return i.detachBroken(f)
+		return i.detachBroken("detach", f)
 	}
 	if whole != nil && f.object != object {
 		return refuse(control.ExitInUse, "detach it again", "detach %s: something else was attached there meanwhile", path)
@@ -107,7 +107,8 @@ func (i *Instance) forgetLocked(f *attachedFile) error {
 	return errors.Join(err, i.releaseLocked(f.object, f.record.Forget))
 }
 
-// dropPlaceholder removes the file that an attach made, if it still is an empty one.
+// dropPlaceholder removes the file that an attach made, or the directory that a
+// mount made, if it still is an empty one.
 func dropPlaceholder(rec record) error {
 	if !rec.Placeholder {
 		return nil
@@ -117,6 +118,13 @@ func dropPlaceholder(rec record) error {
 		return nil
 	}
 	if err != nil {
+		return err
+	}
+	if rec.Kind == kindMount && st.IsDir() {
+		err := os.Remove(rec.Path)
+		if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		return err
 	}
 	if !st.Mode().IsRegular() || st.Size() != 0 {

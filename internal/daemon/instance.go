@@ -81,7 +81,8 @@ type attachedFile struct {
 	record  record
 	object  *servedObject // nil while it is being attached or detached, and where broken is set
 	leaving bool          // its mount is gone, and somebody still reads it
-	broken  error         // why it cannot be served; its record may be that of a bind
+	broken  error         // why it cannot be served; its record may be that of a bind or a mount
+	half    *mountedImage // of a broken mount: the devices that are served; nil: none
 }
 
 // Fill finds who fills the object: the source that it was fetched from, or the
@@ -239,7 +240,10 @@ func (i *Instance) openRoot() error {
 // probeRoot tells why objects below dir cannot be served, before anything is
 // made there.
 func (i *Instance) probeRoot(dir string) error {
-	err := i.probe.HaveFanotifyPreContent(dir)
+	err, doing := i.probe.HaveFanotifyPreContent(dir), "stop reads with the fanotify front end"
+	if err == nil && i.s.Bind == nil { // what is bound is read without
+		err, doing = i.probe.HaveErofsFileMounts(dir), "make filesystems of files"
+	}
 	var no *features.UnsupportedError
 	var unprivileged *features.PrivilegeError
 	switch {
@@ -248,7 +252,7 @@ func (i *Instance) probeRoot(dir string) error {
 	case errors.As(err, &no) && no.Filesystem != "":
 		return &cache.FilesystemError{Dir: dir, Type: no.Filesystem}
 	case errors.As(err, &no), errors.As(err, &unprivileged):
-		return fmt.Errorf("stop reads with the fanotify front end: %w", err)
+		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return fmt.Errorf("open cache root %s: %w", dir, bare(err))
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/lacunafs/lacuna/internal/cache"
@@ -36,8 +37,27 @@ func deviceMeta(img *oci.Image, n int, l prepare.Layer) (cache.Meta, error) {
 	return cache.Meta{ID: l.Device, Size: l.Size, Source: raw}, err
 }
 
-// serveDevicesLocked has the front end stop reads of the image's devices.
-func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage) error {
+// openDevice opens the object of a device.
+type openDevice func(cache.Meta) (*cache.Object, error)
+
+// standing opens an object whose data somebody may have mapped or marked, as it
+// is. Making it anew would leave the old data to its readers, and making its size
+// right raises an event that the caller may have to answer itself.
+func (i *Instance) standing(meta cache.Meta) (*cache.Object, error) {
+	st, err := os.Stat(i.root.Dir() + dataSuffix(string(meta.ID)))
+	if err != nil {
+		return nil, err
+	}
+	if want := cache.DataSize(meta.Size); st.Size() != want {
+		return nil, fmt.Errorf("data of object %s has %d bytes, not %d: %w", meta.ID.Short(), st.Size(), want, cache.ErrCorrupt)
+	}
+	return i.root.Object(meta.ID)
+}
+
+// serveDevicesLocked has the front end stop reads of the image's devices. It goes
+// on where one cannot be served.
+func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage, open openDevice) error {
+	var errs []error
 	for _, n := range m.plan.Devices {
 		layer := m.plan.Layers[n]
 		o := i.objects[layer.Device]
@@ -45,16 +65,17 @@ func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage) erro
 			o.files++
 		} else {
 			var err error
-			if o, err = i.serveDevice(ctx, m, n); err != nil {
-				return fmt.Errorf("layer %d: %w", n+1, err)
+			if o, err = i.serveDevice(ctx, m, n, open); err != nil {
+				errs = append(errs, fmt.Errorf("layer %d: %w", n+1, err))
+				continue
 			}
 		}
 		m.devices = append(m.devices, o)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int) (*servedObject, error) {
+func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int, open openDevice) (*servedObject, error) {
 	layer, from := m.plan.Layers[n], m.image.Layers[n]
 	blob, err := i.layerBlob(ctx, m.image, from)
 	if err != nil {
@@ -65,7 +86,7 @@ func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int) (*se
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())
 	}
-	cached, err := i.root.Create(meta)
+	cached, err := open(meta)
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())
 	}

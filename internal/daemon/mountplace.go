@@ -22,12 +22,18 @@ func (i *Instance) claimDir(dir string) (string, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	m, f := i.mounts[path], i.files[path]
 	switch {
 	case i.stopping:
 		return "", errStopping()
-	case i.mounts[path] != nil:
+	case m != nil && m.leaving:
+		return "", refuse(control.ExitInUse, "let them close it, or choose another directory",
+			"mount %s: what was mounted there is unmounted, and still in use by %s", dir, m.record.users(i.client.KeeperPID()))
+	case m != nil:
 		return "", refuse(control.ExitInUse, "`lacuna umount` it first", "mount %s: an image is mounted there", dir)
-	case i.files[path] != nil || i.bound[path] != nil:
+	case f != nil && f.broken != nil && f.record.Kind == kindMount:
+		return "", refuse(control.ExitInUse, "`lacuna umount` it first", "mount %s: the image that is mounted there cannot be served: %v", dir, f.broken)
+	case f != nil || i.bound[path] != nil:
 		return "", refuse(control.ExitInUse, "`lacuna detach` it first", "mount %s: something is attached there", dir)
 	}
 	i.mounts[path] = &mountedImage{}

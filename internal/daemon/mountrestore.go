@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"os"
 	"syscall"
 
 	"github.com/lacunafs/lacuna/internal/control"
@@ -38,7 +37,9 @@ func (i *Instance) restoreMount(rec record, mounts []mount.Mount, alone *control
 	return i.dropMount(rec)
 }
 
-// remountLocked goes on with a mount that stands.
+// remountLocked goes on with a mount that stands. Where some of its devices cannot
+// be served it fails, and the others are: what is not served must stay marked, or
+// its holes would be read.
 func (i *Instance) remountLocked(rec record, leaving bool) error {
 	plan, err := i.library.Load(rec.Plan)
 	if err != nil {
@@ -53,8 +54,9 @@ func (i *Instance) remountLocked(rec record, leaving bool) error {
 		return err
 	}
 	m := &mountedImage{record: rec, plan: plan, image: img, leaving: leaving}
-	if err := i.serveDevicesLocked(context.Background(), m); err != nil {
-		return errors.Join(err, i.releaseDevicesLocked(m))
+	if err := i.serveDevicesLocked(context.Background(), m, i.standing); err != nil {
+		i.files[rec.Path] = &attachedFile{record: rec, broken: err, half: m}
+		return err
 	}
 	i.mounts[rec.Path] = m
 	return nil
@@ -62,10 +64,8 @@ func (i *Instance) remountLocked(rec record, leaving bool) error {
 
 // dropMount undoes the record of a mount that does not stand.
 func (i *Instance) dropMount(rec record) error {
-	if rec.Placeholder {
-		if err := os.Remove(rec.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			i.report("removing the directory of a mount", err)
-		}
+	if err := dropPlaceholder(rec); err != nil {
+		i.report("removing the directory of a mount", err)
 	}
 	return i.records.remove(rec.Path)
 }

@@ -128,7 +128,7 @@ func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Pl
 			err = errors.Join(err, undo[n]())
 		}
 	}()
-	if err := i.serveDevicesLocked(ctx, m); err != nil {
+	if err := i.serveDevicesLocked(ctx, m, i.root.Create); err != nil {
 		return err
 	}
 	e := mount.EROFS{Image: plan.Metadata, ReadAhead: readAheadKiB}
@@ -171,7 +171,7 @@ func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if f := i.files[path]; f != nil && f.broken != nil && f.record.Kind == kindMount {
-		return i.detachBroken(f)
+		return i.detachBroken("umount", f)
 	}
 	m := i.mounts[path]
 	if m == nil || m.plan == nil {

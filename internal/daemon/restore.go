@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -124,15 +123,7 @@ func (i *Instance) reattachLocked(rec record, leaving bool) error {
 	if o != nil {
 		o.files++
 	} else {
-		// Opening would make the size right, and wait for the event of that.
-		st, err := os.Stat(i.root.Dir() + dataSuffix(rec.Object))
-		if err != nil {
-			return err
-		}
-		if want := cache.DataSize(rec.Size); st.Size() != want {
-			return fmt.Errorf("data of object %s has %d bytes, not %d: %w", id.Short(), st.Size(), want, cache.ErrCorrupt)
-		}
-		cached, err := i.root.Object(id)
+		cached, err := i.standing(cache.Meta{ID: id, Size: rec.Size})
 		if err != nil {
 			return err
 		}
