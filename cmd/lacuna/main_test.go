@@ -44,6 +44,7 @@ func TestScripts(t *testing.T) {
 	var p features.Prober
 	featurestest.SkipUnless(t, p.HaveFanotifyPreContent(root))
 	featurestest.SkipUnless(t, p.HaveMountAPI())
+	featurestest.SkipUnless(t, p.HaveErofsFileMounts(root))
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"), WorkdirRoot: root,
 		Setup: setup, Cmds: commands(), RequireUniqueNames: true,

@@ -164,6 +164,7 @@ directory. "unknown" is what only root can find out. Nothing is left behind.
   # lacuna features
   fanotify-pre-content  yes
   mount-api             yes
+  erofs-file-mounts     yes
 
 EXIT STATUS
   0  the list was printed, whatever it says

@@ -108,6 +108,8 @@ func explain(err error) (hint string, exit control.Exit) {
 		return setting.Advice, control.ExitUsage
 	case errors.As(err, &unsupported) && unsupported.Filesystem != "":
 		return "choose a directory on ext4, xfs or btrfs", control.ExitNotSupported
+	case errors.As(err, &unsupported) && unsupported.Feature == features.ErofsFileMounts:
+		return "`lacuna features` lists what this kernel can do; load its erofs module, or choose one that can mount EROFS files", control.ExitNotSupported
 	case errors.Is(err, features.ErrNotSupported):
 		return "`lacuna features` lists what this kernel can do; Linux 6.14 or newer is needed", control.ExitNotSupported
 	case errors.Is(err, fetch.ErrDigest):

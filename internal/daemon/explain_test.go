@@ -36,6 +36,7 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		{"setting without advice", &config.SettingError{Setting: "s", Reason: "r"}, control.ExitUsage, ""},
 		{"old kernel", &features.UnsupportedError{Feature: "f", Needs: "n"}, control.ExitNotSupported, "lacuna features"},
 		{"other filesystem", &features.UnsupportedError{Feature: "f", Filesystem: "tmpfs"}, control.ExitNotSupported, "ext4, xfs or btrfs"},
+		{"no EROFS", &features.UnsupportedError{Feature: features.ErofsFileMounts, Needs: "n"}, control.ExitNotSupported, "erofs module"},
 		{"bare no", features.ErrNotSupported, control.ExitNotSupported, "lacuna features"},
 		{"wrong digest", fetch.ErrDigest, control.ExitCorrupt, "--sha256"},
 		{"corrupt", cache.ErrCorrupt, control.ExitCorrupt, "lacuna check --repair"},

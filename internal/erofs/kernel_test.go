@@ -24,25 +24,18 @@ import (
 func mountImage(t testing.TB, image string, devices []string) (dir string) {
 	t.Helper()
 	featurestest.NeedRoot(t)
+	var p features.Prober
+	featurestest.SkipUnless(t, p.HaveErofsFileMounts(filepath.Dir(image)))
 	dir = t.TempDir()
-	err := tryMount(image, devices, dir)
-	featurestest.SkipUnless(t, meaning(err))
+	if err := tryMount(image, devices, dir); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := sys.Unmount(dir, false); err != nil {
 			t.Error(err)
 		}
 	})
 	return dir
-}
-
-// meaning is what the error of a mount says about this machine.
-func meaning(err error) error {
-	needs := "a kernel with CONFIG_EROFS_FS_BACKED_BY_FILE, Linux 6.12 or newer, and an image on a file system with read_folio such as ext4"
-	switch {
-	case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENOTBLK):
-		return fmt.Errorf("%w: %w", &features.UnsupportedError{Feature: "mounts of EROFS files", Needs: needs}, err)
-	}
-	return err
 }
 
 // tryMount names every file by a descriptor, as a path of more than 255 bytes

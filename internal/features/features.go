@@ -69,6 +69,7 @@ func (e *PrivilegeError) Unwrap() error { return e.Err }
 const (
 	FanotifyPreContent = "fanotify-pre-content"
 	MountAPI           = "mount-api"
+	ErofsFileMounts    = "erofs-file-mounts"
 )
 
 // Prober probes, and remembers what is sure. The zero value is ready; all
@@ -147,8 +148,12 @@ func (p *Prober) List(dir string) []Feature {
 			Err: p.HaveFanotifyPreContent(dir),
 		},
 		{
-			Name: MountAPI, For: "showing an object over a file of the user's",
+			Name: MountAPI, For: "showing a file of a filesystem over a file of the user's",
 			Err: p.HaveMountAPI(),
+		},
+		{
+			Name: ErofsFileMounts, For: "images and attached files as EROFS filesystems, made of files below " + dir,
+			Err: p.HaveErofsFileMounts(dir),
 		},
 	}
 	for i := range list {

@@ -121,6 +121,40 @@ func TestMountAPIIsFoundAndMountsNothing(t *testing.T) {
 	featurestest.SkipUnless(t, err)
 }
 
+func TestErofsFileMountsAreFoundAndLeaveNothing(t *testing.T) {
+	var p features.Prober
+	dir := t.TempDir()
+	before := openFiles(t)
+	err := p.HaveErofsFileMounts(dir)
+	if after := openFiles(t); after != before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
+	entries, dirErr := os.ReadDir(dir)
+	if dirErr != nil || len(entries) > 0 {
+		t.Errorf("left behind: %v, %v", entries, dirErr)
+	}
+	featurestest.SkipUnless(t, err)
+}
+
+func TestErofsFileMountsOnTmpfsAreASureNoThatNamesIt(t *testing.T) {
+	var p features.Prober
+	featurestest.SkipUnless(t, p.HaveErofsFileMounts(t.TempDir()))
+	dir, err := os.MkdirTemp("/dev/shm", "lacuna-test-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	err = p.HaveErofsFileMounts(filepath.Join(dir, "not yet"))
+	no := new(features.UnsupportedError)
+	if !errors.As(err, &no) || no.Filesystem != "tmpfs" || !strings.Contains(err.Error(), "ext4, xfs or btrfs") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestListNamesEveryFeatureOnce(t *testing.T) {
 	var p features.Prober
 	list := p.List(t.TempDir())
@@ -134,7 +168,7 @@ func TestListNamesEveryFeatureOnce(t *testing.T) {
 			t.Errorf("%s: answer %s, reason %q", f.Name, f.Answer, f.Reason)
 		}
 	}
-	if !seen[features.FanotifyPreContent] || !seen[features.MountAPI] {
+	if !seen[features.FanotifyPreContent] || !seen[features.MountAPI] || !seen[features.ErofsFileMounts] {
 		t.Errorf("list %v", list)
 	}
 	if _, err := json.Marshal(list); err != nil {

@@ -18,19 +18,11 @@ const capSysAdmin = "CAP_SYS_ADMIN"
 // and marks a file of its own there. A sure no names the file system's type
 // where another file system would do.
 func (p *Prober) HaveFanotifyPreContent(dir string) error {
-	dir, err := nearest(dir)
+	dir, dev, err := nearestDevice(dir)
 	if err != nil {
 		return err
 	}
-	at, err := sys.OpenPath(dir)
-	if err != nil {
-		return err
-	}
-	inode, err := sys.InodeOf(at.Int())
-	if err := errors.Join(err, at.Close()); err != nil {
-		return err
-	}
-	return p.once(key{FanotifyPreContent, inode.Dev}, func() error { return probePreContent(dir) })
+	return p.once(key{FanotifyPreContent, dev}, func() error { return probePreContent(dir) })
 }
 
 func probePreContent(dir string) (err error) {
@@ -153,6 +145,20 @@ func nearest(dir string) (string, error) {
 		}
 		dir = filepath.Dir(dir)
 	}
+}
+
+// nearestDevice is nearest, with the device that it is on.
+func nearestDevice(dir string) (found string, dev uint64, err error) {
+	dir, err = nearest(dir)
+	if err != nil {
+		return "", 0, err
+	}
+	at, err := sys.OpenPath(dir)
+	if err != nil {
+		return "", 0, err
+	}
+	inode, err := sys.InodeOf(at.Int())
+	return dir, inode.Dev, errors.Join(err, at.Close())
 }
 
 func closeIf(fd *sys.FD) error {

@@ -11,6 +11,7 @@ import (
 func TestMeaningOfErrors(t *testing.T) {
 	dir := t.TempDir()
 	mark := func(err error) error { return preContentMark(dir, err) }
+	erofs := func(err error) error { return erofsMeaning(dir, err) }
 	tests := []struct {
 		name    string
 		meaning func(error) error
@@ -26,6 +27,11 @@ func TestMeaningOfErrors(t *testing.T) {
 		{"mark: file system", mark, syscall.EOPNOTSUPP, No, false},
 		{"mark: no capability", mark, syscall.EPERM, Unknown, true},
 		{"mark: no memory", mark, syscall.ENOMEM, Unknown, false},
+		{"erofs: no such type", erofs, syscall.ENODEV, No, false},
+		{"erofs: no fsopen", erofs, syscall.ENOSYS, No, false},
+		{"erofs: block devices only", erofs, syscall.ENOTBLK, No, false},
+		{"erofs: no capability", erofs, syscall.EPERM, Unknown, true},
+		{"erofs: no memory", erofs, syscall.ENOMEM, Unknown, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

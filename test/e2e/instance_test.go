@@ -77,6 +77,7 @@ func needKernel(t *testing.T) {
 	var p features.Prober
 	featurestest.SkipUnless(t, p.HaveFanotifyPreContent(place.dir))
 	featurestest.SkipUnless(t, p.HaveMountAPI())
+	featurestest.SkipUnless(t, p.HaveErofsFileMounts(place.dir))
 }
 
 // newInstance makes the directories; nothing runs yet. config is TOML.

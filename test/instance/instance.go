@@ -60,6 +60,7 @@ func NeedKernel(t *testing.T) {
 	var p features.Prober
 	featurestest.SkipUnless(t, p.HaveFanotifyPreContent(place.dir))
 	featurestest.SkipUnless(t, p.HaveMountAPI())
+	featurestest.SkipUnless(t, p.HaveErofsFileMounts(place.dir))
 }
 
 // New makes the directories; nothing runs yet. config is TOML.

@@ -59,7 +59,7 @@ func judge(err error, release string, uid int) (skip bool, reason string) {
 }
 
 // shouldHave tells whether mainline Linux of that release has the feature
-// (Linux 6.14, 4f8afa33817a; Linux 5.12, 2a1867219c7b). Here alone a version
+// (Linux 6.14, 4f8afa33817a; Linux 5.12, 2a1867219c7b; Linux 6.12, fb176750266a). Here alone a version
 // decides, because what it decides is whether to believe a probe.
 func shouldHave(no *features.UnsupportedError, release string) bool {
 	switch no.Feature {
@@ -70,6 +70,11 @@ func shouldHave(no *features.UnsupportedError, release string) bool {
 		}
 	case features.MountAPI:
 		return atLeast(release, 5, 12)
+	case features.ErofsFileMounts:
+		switch no.Filesystem {
+		case "", "ext4", "xfs", "btrfs":
+			return atLeast(release, 6, 12)
+		}
 	}
 	return false
 }
