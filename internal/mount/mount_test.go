@@ -37,7 +37,7 @@ func escape(s string) string {
 
 // line writes m as the kernel does, with optional fields.
 func line(m Mount, optional string) string {
-	return fmt.Sprintf("%d %d %d:%d %s %s rw,relatime%s - %s none rw,x=y", m.ID, m.Parent, m.Major, m.Minor, escape(m.Root), escape(m.Point), optional, m.Type)
+	return fmt.Sprintf("%d %d %d:%d %s %s rw,relatime%s - %s %s rw,x=y", m.ID, m.Parent, m.Major, m.Minor, escape(m.Root), escape(m.Point), optional, m.Type, escape(m.Source))
 }
 
 func TestWhatTheKernelWritesIsRead(t *testing.T) {
@@ -50,6 +50,7 @@ func TestWhatTheKernelWritesIsRead(t *testing.T) {
 				ID: rapid.IntRange(0, 1<<30).Draw(t, "id"), Parent: rapid.IntRange(0, 1<<30).Draw(t, "parent"),
 				Major: rapid.Uint32().Draw(t, "major"), Minor: rapid.Uint32().Draw(t, "minor"),
 				Root: path.Draw(t, "root"), Point: path.Draw(t, "point"), Type: rapid.StringMatching(`[a-z0-9.]{1,8}`).Draw(t, "type"),
+				Source: rapid.OneOf(path, rapid.Just("none")).Draw(t, "source"),
 			}
 			want = append(want, m)
 			optional := rapid.SampledFrom([]string{"", " master:1", " shared:3 master:4", " unbindable"}).Draw(t, "optional")
@@ -63,7 +64,7 @@ func TestWhatTheKernelWritesIsRead(t *testing.T) {
 }
 
 func TestLinesThatAreNotUnderstood(t *testing.T) {
-	good := line(Mount{ID: 1, Parent: 2, Root: "/", Point: "/x", Type: "ext4"}, "")
+	good := line(Mount{ID: 1, Parent: 2, Root: "/", Point: "/x", Type: "ext4", Source: "none"}, "")
 	if _, err := parse(strings.NewReader(good)); err != nil { // no newline at the end
 		t.Errorf("%s: %v", good, err)
 	}
