@@ -45,25 +45,7 @@ func (w *textWriter) printf(format string, args ...any) {
 }
 
 func verbHelp(w *textWriter, node *kong.Node) {
-	usage := "Usage: lacuna " + node.Name
-	for _, f := range node.Flags {
-		synopsis := flagName(f)
-		if !f.Required {
-			synopsis = "[" + synopsis + "]"
-		}
-		usage += " " + synopsis
-	}
-	for _, p := range node.Positional {
-		name := strings.ToUpper(p.Name)
-		if p.IsSlice() {
-			name += "..."
-		}
-		if !p.Required {
-			name = "[" + name + "]"
-		}
-		usage += " " + name
-	}
-	w.printf("%s\n\n%s\n", usage, node.Help)
+	w.printf("%s\n\n%s\n", synopsis(node), node.Help)
 	var text string
 	if p, ok := node.Target.Addr().Interface().(prose); ok {
 		text = p.Help()
@@ -79,13 +61,48 @@ func verbHelp(w *textWriter, node *kong.Node) {
 	w.printf("\n%s\n%s\n", exitHeading, strings.TrimRight(exit, "\n"))
 }
 
+// synopsis is the usage line of a verb, wrapped between flags.
+func synopsis(node *kong.Node) string {
+	var parts []string
+	for _, f := range node.Flags {
+		part := flagName(f)
+		if !f.Required {
+			part = "[" + part + "]"
+		}
+		parts = append(parts, part)
+	}
+	for _, p := range node.Positional {
+		name := strings.ToUpper(p.Name)
+		if p.IsSlice() {
+			name += "..."
+		}
+		if !p.Required {
+			name = "[" + name + "]"
+		}
+		parts = append(parts, name)
+	}
+	usage := "Usage: lacuna " + node.Name
+	column := len(usage)
+	for _, part := range parts {
+		if column+1+len(part) > helpWidth {
+			usage += "\n   "
+			column = 3
+		}
+		usage += " " + part
+		column += 1 + len(part)
+	}
+	return usage
+}
+
 func programHelp(w *textWriter, node *kong.Node) {
 	w.printf(`Usage: lacuna [flags] COMMAND ...
 
 %s
-A file behind a URL is on this disk at once, with its size, and what is read of
-it is fetched.
+A container image is a directory on this machine at once, and what lies behind a
+URL is a file of its size. What is read of them is fetched.
 
+  # lacuna mount registry.example/app:1 /mnt/app
+  ready
   # lacuna attach https://example.org/big.iso /mnt/big.iso
   ready
 

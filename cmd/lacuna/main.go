@@ -38,7 +38,7 @@ type cli struct {
 
 	VersionFlag kong.VersionFlag `name:"version" help:"Print the version."`
 
-	Mount    mountCmd    `cmd:"" help:"Mount a container image at once; its data is fetched when it is read."`
+	Mount    mountCmd    `cmd:"" help:"Mount a container image at once; what is read of it is fetched."`
 	Umount   umountCmd   `cmd:"" help:"Undo mount."`
 	Attach   attachCmd   `cmd:"" help:"Make a file behind a URL appear on this disk at once."`
 	Detach   detachCmd   `cmd:"" help:"Take an attached file or a bound directory away again."`

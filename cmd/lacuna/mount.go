@@ -135,6 +135,8 @@ func (umountCmd) Help() string {
 names who. With --lazy its name goes at once, and those who use it are served
 until they are done. What was fetched stays in the cache.
 
+  # lacuna umount /mnt/app
+
 EXIT STATUS
   0  it is unmounted
   1  no image is mounted there, or no instance runs, or another error
