@@ -117,11 +117,16 @@ const tocDigest = "containerd.io/snapshot/stargz/toc.digest"
 func packEStargz(t testing.TB, tar []byte) *layer {
 	t.Helper()
 	blob, d := buildStargz(t, tar, stargz.WithCompressionLevel(gzip.BestSpeed), stargz.WithChunkSize(256<<10))
+	return &layer{blob: blob, tar: decompress(t, blob), mediaType: types.OCILayer, annotations: map[string]string{tocDigest: d}}
+}
+
+func decompress(t testing.TB, blob []byte) []byte {
+	t.Helper()
 	r, err := gzip.NewReader(bytes.NewReader(blob))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &layer{blob: blob, tar: all(t, r), mediaType: types.OCILayer, annotations: map[string]string{tocDigest: d}}
+	return all(t, r)
 }
 
 func packZstdChunked(t testing.TB, tar []byte) *layer {

@@ -12,5 +12,6 @@ import (
 
 func TestMain(m *testing.M) {
 	ondemandtest.BeReader()
+	beReaders()
 	instance.Main(m)
 }

@@ -75,7 +75,7 @@ func machineTar(t testing.TB, flags []string, paths ...string) []byte {
 }
 
 // rootPrograms can be run in the root filesystem.
-var rootPrograms = []string{"bash", "ls", "cat", "sha256sum", "python3.11", "find", "git", "perl", "openssl", "tar"}
+var rootPrograms = []string{"bash", "ls", "cat", "sha256sum", "python3.11", "find", "wc", "tail", "git", "perl", "openssl", "tar"}
 
 // rootTars makes the layers of a root filesystem of parts of this machine.
 func rootTars(t testing.TB) [][]byte {
