@@ -1,9 +1,9 @@
 // Command bench measures Lacuna beside what else can read a file behind HTTP:
-// curl to the same disk, a plain file, and rclone mount. Every figure is a ratio
+// curl to the same disk, a plain file, rclone mount, ext4 and mkfs.erofs. Every figure is a ratio
 // of things measured by turns in one run, so that a slow or busy machine slows
 // both sides. It prints a Markdown table.
 //
-//	go run ./bench [-size MiB] [-rounds N] [-lacuna bin/lacuna] [-dir /var/tmp] [-only name,name]
+//	go run ./bench [-size MiB] [-rounds N] [-lacuna bin/lacuna] [-dir /var/tmp] [-only name,name] [-keep DIR]
 //
 // It needs root, nginx, curl, and for the comparison rclone and fusermount3.
 package main
@@ -24,6 +24,7 @@ type options struct {
 	lacuna string
 	dir    string
 	only   string
+	keep   string
 }
 
 func main() {
@@ -33,6 +34,7 @@ func main() {
 	flag.StringVar(&o.lacuna, "lacuna", "bin/lacuna", "the binary to measure")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where to work, on ext4, xfs or btrfs")
 	flag.StringVar(&o.only, "only", "", "measure only these, by name, separated by commas")
+	flag.StringVar(&o.keep, "keep", "", "directory that keeps the images for the next run; building them takes minutes")
 	flag.Parse()
 	o.size = *mib << 20
 	if err := run(o); err != nil {
@@ -44,6 +46,7 @@ func main() {
 // measurement is one row or more of the table.
 type measurement struct {
 	name string
+	web  bool // it reads the file behind nginx
 	run  func(*bench) error
 }
 
@@ -60,15 +63,22 @@ func run(o options) (err error) {
 	fmt.Println("| what | Lacuna | beside it | ratio | goal |")
 	fmt.Println("|---|---|---|---|---|")
 	for _, m := range []measurement{
-		{"sequential", coldSequential},
-		{"complete", completeObject},
-		{"event", presentEvent},
-		{"miss", missLatency},
-		{"memory", residentMemory},
-		{"rclone", besideRclone},
+		{"sequential", true, coldSequential},
+		{"complete", true, completeObject},
+		{"event", true, presentEvent},
+		{"miss", true, missLatency},
+		{"memory", true, residentMemory},
+		{"rclone", true, besideRclone},
+		{"firstbyte", false, firstByte},
+		{"metadata", false, metadata},
 	} {
 		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), m.name) {
 			continue
+		}
+		if m.web && b.nginx == nil {
+			if err := b.startServer(); err != nil {
+				return err
+			}
 		}
 		if err := m.run(b); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)

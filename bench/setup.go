@@ -21,8 +21,9 @@ import (
 // bench is a web server with files, and what is to be cleaned up.
 type bench struct {
 	options
-	nginx *exec.Cmd
-	base  string // URL of the server
+	nginx    *exec.Cmd
+	base     string // URL of the server
+	registry *registry
 }
 
 const nginxConf = `worker_processes 2;
@@ -51,24 +52,24 @@ func newBench(o options) (b *bench, err error) {
 	if err := os.Chmod(o.dir, 0o755); err != nil { // for the server's workers
 		return nil, err
 	}
-	b = &bench{options: o}
+	return &bench{options: o}, nil
+}
+
+// startServer makes the file and starts the server that has it.
+func (b *bench) startServer() error {
 	if err := os.Mkdir(b.path("www"), 0o755); err != nil {
-		return nil, err
+		return err
 	}
 	f, err := os.Create(b.path("www/big"))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if _, err := io.CopyN(f, rand.NewChaCha8([32]byte{7}), o.size); err != nil {
-		return nil, err
+	if _, err := io.CopyN(f, rand.NewChaCha8([32]byte{7}), b.size); err != nil {
+		return err
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return nil, err
+		return err
 	}
-	return b, b.startServer()
-}
-
-func (b *bench) startServer() error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -100,6 +101,9 @@ func (b *bench) close() error {
 	var errs []error
 	if b.nginx != nil {
 		errs = append(errs, b.nginx.Process.Signal(syscall.SIGTERM), b.nginx.Wait())
+	}
+	if b.registry != nil {
+		errs = append(errs, b.registry.close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(b.dir))...)
 }
