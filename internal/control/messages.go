@@ -81,7 +81,10 @@ type BindReply struct {
 type MountRequest struct {
 	// Image is a reference of an image in a registry, or oci-layout:PATH or
 	// docker-archive:PATH with an absolute path.
-	Image string `json:"image"`
+	Image string `json:"image,omitempty"`
+	// Manifest is the absolute path of a list of files to mount in place of an
+	// image: see package manifest.
+	Manifest string `json:"manifest,omitempty"`
 	// Dir is the absolute path where it appears: absent, or an empty directory.
 	Dir string `json:"dir"`
 	// Platform is os/arch or os/arch/variant; empty: this machine's.
@@ -114,20 +117,40 @@ type UmountRequest struct {
 	Lazy bool `json:"lazy,omitempty"`
 }
 
-// Mounted is one mounted image.
+// Mounted is one mounted image or manifest.
 type Mounted struct {
-	Dir    string `json:"dir"`
-	Image  string `json:"image"`
+	Dir   string `json:"dir"`
+	Image string `json:"image,omitempty"`
+	// Manifest is the path that a manifest had when it was mounted.
+	Manifest string `json:"manifest,omitempty"`
+	// Digest is that of the image's manifest, or of the manifest's text.
 	Digest string `json:"digest"`
 	// Leaving: it is unmounted, and still in use.
 	Leaving bool           `json:"leaving,omitempty"`
 	Files   int            `json:"files"`
 	Layers  []MountedLayer `json:"layers"`
+	// Of a manifest's contents, how many have no digest, and how many have one that
+	// is checked once all of a file is present and was not yet.
+	Unverifiable int `json:"unverifiable,omitempty"`
+	Unverified   int `json:"unverified,omitempty"`
+	// FailedFiles counts the contents that could not be had when they were last
+	// asked for, Failed are the first of them.
+	FailedFiles int          `json:"failed_files,omitempty"`
+	Failed      []FailedFile `json:"failed,omitempty"`
 }
 
-// MountedLayer is a layer of a mounted image.
+// FailedFile is a file of a mounted manifest that cannot be had.
+type FailedFile struct {
+	Path string `json:"path"`
+	// Source with its secrets hidden.
+	Source string `json:"source"`
+	Error  string `json:"error"`
+}
+
+// MountedLayer is a layer of a mounted image, or a device of a mounted manifest,
+// whose Format is "files".
 type MountedLayer struct {
-	Digest string `json:"digest"`
+	Digest string `json:"digest,omitempty"`
 	// Format that its table of contents came from.
 	Format string `json:"format"`
 	// Object is that of its device; empty: it has no data.

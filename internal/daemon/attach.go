@@ -288,9 +288,14 @@ func (i *Instance) acquireLocked(id ondemand.ObjectID, where origin, blob source
 
 // serveLocked has the front end stop reads of the object. It owns cached and blob.
 func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.Blob) (*servedObject, error) {
+	return i.serveObjectLocked(cached, fetch.Cached(cached), where, blob)
+}
+
+// serveObjectLocked is serveLocked with the object as the fetcher is to take it.
+func (i *Instance) serveObjectLocked(cached *cache.Object, as fetch.CacheObject, where origin, blob source.Blob) (*servedObject, error) {
 	id := cached.ID()
 	i.hosts.Store(id, where.host())
-	served, err := i.fetcher.Add(fetch.Cached(cached), blob)
+	served, err := i.fetcher.Add(as, blob)
 	if err != nil {
 		i.hosts.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())

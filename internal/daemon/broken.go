@@ -50,6 +50,11 @@ func (i *Instance) shownBy(rec record) []ondemand.ObjectID {
 	case kindBind:
 		return nil
 	}
+	if rec.fromManifest() {
+		if plan, err := i.manifests.Load(rec.Plan); err == nil {
+			return plan.Objects()
+		}
+	}
 	plan, err := i.library.Load(rec.Plan)
 	if err != nil {
 		all, err := i.root.List()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/fileset"
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/features"
 	"github.com/lacunafs/lacuna/internal/fetch"
@@ -19,6 +20,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/source/trace"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
 
@@ -35,12 +37,14 @@ type Instance struct {
 	root    *cache.Root
 	records records
 	library *prepare.Library
-	sources *opener
-	fetcher *fetch.Fetcher
-	table   *ondemand.Table
-	front   *fanotify.FrontEnd
-	fillers sync.Map // ondemand.ObjectID -> ondemand.Filler, where it is not fetcher
-	hosts   sync.Map // ondemand.ObjectID -> string
+	// manifests are prepared, as library has images.
+	manifests *fileset.Library
+	sources   *opener
+	fetcher   *fetch.Fetcher
+	table     *ondemand.Table
+	front     *fanotify.FrontEnd
+	fillers   sync.Map // ondemand.ObjectID -> ondemand.Filler, where it is not fetcher
+	hosts     sync.Map // ondemand.ObjectID -> string
 
 	probe features.Prober
 
@@ -74,6 +78,9 @@ type servedObject struct {
 	asked  source.Blob // what is under blob and counts its requests
 	image  *oci.Image  // that asked is a layer of; nil: of none
 	files  int         // attached files that show it, or mounts
+	// set and tally are of a device of files.
+	set   *fileset.Set
+	tally *trace.Tally
 }
 
 // attachedFile is a place where an object appears.
@@ -229,6 +236,9 @@ func (i *Instance) openRoot() error {
 	}
 	i.root = root
 	if i.library, err = prepare.Open(c.Root); err != nil {
+		return err
+	}
+	if i.manifests, err = fileset.Open(c.Root); err != nil {
 		return err
 	}
 	if i.records, err = openRecords(c.Root); err != nil {

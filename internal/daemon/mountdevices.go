@@ -57,6 +57,9 @@ func (i *Instance) standing(meta cache.Meta) (*cache.Object, error) {
 // serveDevicesLocked has the front end stop reads of the image's devices. It goes
 // on where one cannot be served.
 func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage, open openDevice) error {
+	if m.files != nil {
+		return i.serveFilesLocked(m, open)
+	}
 	var errs []error
 	for _, n := range m.plan.Devices {
 		layer := m.plan.Layers[n]
@@ -118,7 +121,7 @@ func (i *Instance) releaseDevicesLocked(m *mountedImage) error {
 	}
 	m.devices = nil
 	for _, img := range images {
-		if !i.readsLocked(img) {
+		if img != nil && !i.readsLocked(img) {
 			errs = append(errs, img.Close())
 		}
 	}

@@ -41,6 +41,9 @@ func (i *Instance) restoreMount(rec record, mounts []mount.Mount, alone *control
 // be served it fails, and the others are: what is not served must stay marked, or
 // its holes would be read.
 func (i *Instance) remountLocked(rec record, leaving bool) error {
+	if rec.fromManifest() {
+		return i.remountFilesLocked(rec, leaving)
+	}
 	plan, err := i.library.Load(rec.Plan)
 	if err != nil {
 		return err

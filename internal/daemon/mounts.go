@@ -23,6 +23,7 @@ type mountedImage struct {
 	record  record
 	plan    *prepare.Plan
 	image   *oci.Image
+	files   *manifestFiles  // of a manifest, in place of plan and image; all nil while it is being mounted
 	devices []*servedObject // in the order of the plan's devices
 	leaving bool            // its mount is gone, its filesystem is not
 }
@@ -46,6 +47,9 @@ func (i *Instance) Mount(ctx context.Context, q control.MountRequest) (reply con
 	if rec.Placeholder, err = needsDirectory(path); err != nil {
 		return reply, err
 	}
+	if rec.fromManifest() {
+		return i.mountManifest(ctx, rec, q)
+	}
 	img, plan, notes, err := i.prepare(ctx, q)
 	if err != nil {
 		return reply, err
@@ -56,7 +60,7 @@ func (i *Instance) Mount(ctx context.Context, q control.MountRequest) (reply con
 	if i.stopping {
 		return reply, errors.Join(errStopping(), img.Close())
 	}
-	if err := i.mountLocked(ctx, rec, plan, img); err != nil {
+	if err := i.mountLocked(ctx, &mountedImage{record: rec, plan: plan, image: img}); err != nil {
 		return reply, fmt.Errorf("mount %s on %s: %w", img.Ref, path, err)
 	}
 	reply = control.MountReply{Digest: img.Digest.String(), Layers: len(plan.Layers), Files: plan.Files, Notes: notes}
@@ -115,10 +119,10 @@ func (i *Instance) patiently(ctx context.Context, what string, attempt func() er
 	}, attempt)
 }
 
-// mountLocked does the local part. It owns img, and undoes what it has done when
-// it fails.
-func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Plan, img *oci.Image) (err error) {
-	m := &mountedImage{record: rec, plan: plan, image: img}
+// mountLocked does the local part. It owns m's image, and undoes what it has done
+// when it fails.
+func (i *Instance) mountLocked(ctx context.Context, m *mountedImage) (err error) {
+	rec := m.record
 	undo := []func() error{func() error { return i.releaseDevicesLocked(m) }}
 	defer func() {
 		if err == nil {
@@ -131,7 +135,7 @@ func (i *Instance) mountLocked(ctx context.Context, rec record, plan *prepare.Pl
 	if err := i.serveDevicesLocked(ctx, m, i.root.Create); err != nil {
 		return err
 	}
-	e := mount.EROFS{Image: plan.Metadata, ReadAhead: readAheadKiB}
+	e := mount.EROFS{Image: m.metadata(), ReadAhead: readAheadKiB}
 	for _, o := range m.devices {
 		e.Devices = append(e.Devices, o.cached.DataPath())
 	}
@@ -174,8 +178,8 @@ func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
 		return i.detachBroken("umount", f)
 	}
 	m := i.mounts[path]
-	if m == nil || m.plan == nil {
-		return refuse(control.ExitError, "`lacuna status` lists what is mounted", "umount %s: no image is mounted there", path)
+	if m == nil || m.metadata() == "" {
+		return refuse(control.ExitError, "`lacuna status` lists what is mounted", "umount %s: nothing is mounted there", path)
 	}
 	if m.leaving {
 		return refuse(control.ExitInUse, "let them close it", "umount %s: it is unmounted, and still in use by %s", path, m.record.users(i.client.KeeperPID()))
@@ -232,6 +236,17 @@ func (i *Instance) forgetLeft() {
 			}
 		}
 	}
+}
+
+// metadata is the path of its filesystem image; empty while it is being mounted.
+func (m *mountedImage) metadata() string {
+	switch {
+	case m.files != nil:
+		return m.files.plan.Metadata
+	case m.plan != nil:
+		return m.plan.Metadata
+	}
+	return ""
 }
 
 // complete tells whether nothing of the image is missing.

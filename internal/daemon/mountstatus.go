@@ -7,6 +7,9 @@ import (
 
 // mountedStatus is what status shows of a mount.
 func (i *Instance) mountedStatus(m *mountedImage) control.Mounted {
+	if m.files != nil {
+		return i.filesStatus(m)
+	}
 	out := control.Mounted{
 		Dir: m.record.Path, Image: m.image.Ref, Digest: m.image.Digest.String(), Leaving: m.leaving, Files: m.plan.Files,
 	}

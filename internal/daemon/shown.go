@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/lacunafs/lacuna/internal/daemon/fileset"
 	"github.com/lacunafs/lacuna/internal/mount"
 )
 
@@ -111,7 +112,8 @@ func (rec *record) users(except ...int) string {
 // isOwnMount tells whether m was made of a filesystem image below root.
 func isOwnMount(m mount.Mount, root string) bool {
 	return m.Type == "erofs" && (strings.HasPrefix(m.Source, filepath.Join(root, filesDir)+"/") ||
-		strings.HasPrefix(m.Source, filepath.Join(root, "images")+"/"))
+		strings.HasPrefix(m.Source, filepath.Join(root, "images")+"/") ||
+		strings.HasPrefix(m.Source, filepath.Join(root, fileset.Dir)+"/"))
 }
 
 // stepDir is where the filesystem of an attached file is mounted for the moment

@@ -46,6 +46,8 @@ const (
 	originFile = "file"
 	// originLayer is a layer's device: it is opened by way of its image.
 	originLayer = "layer"
+	// originFiles is a device of files: they are opened by way of their manifest.
+	originFiles = "files"
 )
 
 // redacted is the name without what is secret in it.
@@ -64,6 +66,9 @@ func (o origin) host() string {
 	if o.Kind == originLayer {
 		registry, _, _ := strings.Cut(o.Name, "/")
 		return "registry " + registry
+	}
+	if o.Kind == originFiles {
+		return o.Name // its parts have bounds for their own hosts
 	}
 	return "local files"
 }
@@ -109,6 +114,19 @@ func (o *opener) Close() error {
 
 // open asks the source what it has.
 func (o *opener) open(ctx context.Context, name string) (origin, source.Blob, error) {
+	where, blob, err := o.ask(ctx, name)
+	if err != nil {
+		return where, nil, err
+	}
+	if where.Identity.Validator == "" {
+		where.Once = rand.Text()
+	}
+	return where, o.wrap(where, blob), nil
+}
+
+// ask is open without what is added to all requests, and without a name for a
+// source that offers nothing to recognise its bytes by.
+func (o *opener) ask(ctx context.Context, name string) (origin, source.Blob, error) {
 	where := origin{Kind: originFile, Name: name}
 	var blob source.Blob
 	var err error
@@ -132,10 +150,7 @@ func (o *opener) open(ctx context.Context, name string) (origin, source.Blob, er
 		return where, nil, err // it names the operation and the source
 	}
 	where.Identity, where.Sequential = source.IdentityOf(blob), source.IsSequential(blob)
-	if where.Identity.Validator == "" {
-		where.Once = rand.Text()
-	}
-	return where, o.wrap(where, blob), nil
+	return where, blob, nil
 }
 
 // checkURL refuses what can never be asked for.
@@ -180,11 +195,22 @@ func (o *opener) reopenImage(ctx context.Context, plan *prepare.Plan, q control.
 
 // reopen makes the blob of a known origin, without asking the source.
 func (o *opener) reopen(where origin) (source.Blob, error) {
-	if where.Kind == originLayer {
-		return nil, fmt.Errorf("open %s: a layer's device is opened by mounting its image", where.Name)
+	blob, err := o.known(where)
+	if err != nil {
+		return nil, err
 	}
-	if where.Kind == originFile {
-		return o.wrap(where, file.Reopen(where.Name, where.Identity)), nil
+	return o.wrap(where, blob), nil
+}
+
+// known is reopen without what is added to all requests.
+func (o *opener) known(where origin) (source.Blob, error) {
+	switch where.Kind {
+	case originLayer:
+		return nil, fmt.Errorf("open %s: a layer's device is opened by mounting its image", where.Name)
+	case originFiles:
+		return nil, fmt.Errorf("open %s: they are opened by mounting their manifest", where.Name)
+	case originFile:
+		return file.Reopen(where.Name, where.Identity), nil
 	}
 	options := o.options
 	options.Sequential = where.Sequential
@@ -192,7 +218,7 @@ func (o *opener) reopen(where origin) (source.Blob, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reopen %s: %w", where.redacted(), err)
 	}
-	return o.wrap(where, blob), nil
+	return blob, nil
 }
 
 // tracedBlob is a blob with what was counted of its requests.
@@ -207,12 +233,17 @@ type tracedBlob struct {
 func (o *opener) wrap(where origin, blob source.Blob) source.Blob {
 	name := where.redacted()
 	tally := trace.NewTally(func(r trace.Request) { o.log.Debug("asked the source", "source", name, "request", r) })
+	return &tracedBlob{source.Wrapper{Blob: o.wrapIn(tally, where, blob)}, tally}
+}
+
+// wrapIn is wrap with the counting in tally.
+func (o *opener) wrapIn(tally *trace.Tally, where origin, blob source.Blob) source.Blob {
+	name := where.redacted()
 	group, _ := o.groups.LoadOrStore(where.host(), limit.NewGroup(o.options.ConnsPerHost))
 	blob = group.(*limit.Group).Demand(tally.Wrap(blob)) //nolint:errcheck,forcetypeassert // only Groups are put in
-	blob = retry.Wrap(blob, retry.Policy{Failed: func(_ int, err error, wait time.Duration) {
+	return retry.Wrap(blob, retry.Policy{Failed: func(_ int, err error, wait time.Duration) {
 		o.log.Warn("source fails, trying again", "source", name, "wait", wait, "err", err)
 	}})
-	return &tracedBlob{source.Wrapper{Blob: blob}, tally}
 }
 
 // statsOf is what was counted of the blob's requests.

@@ -35,7 +35,7 @@ func (i *Instance) Status(context.Context) (control.Status, error) {
 	slices.SortFunc(s.Attached, func(a, b control.Attached) int { return strings.Compare(a.File, b.File) })
 	slices.SortFunc(s.Broken, func(a, b control.Broken) int { return strings.Compare(a.Path, b.Path) })
 	for _, m := range i.mounts {
-		if m.plan != nil {
+		if m.metadata() != "" {
 			s.Mounted = append(s.Mounted, i.mountedStatus(m))
 		}
 	}

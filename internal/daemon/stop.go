@@ -75,7 +75,7 @@ func (i *Instance) takeDownAll() (left []string, known bool, err error) {
 		}
 	}
 	for path, m := range i.mounts {
-		if m.plan == nil {
+		if m.metadata() == "" {
 			continue // its mount is going on, and fails
 		}
 		err := m.record.takeOff(false, false)
