@@ -26,10 +26,18 @@ build: ## the binary, static, as bin/lacuna
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/lacuna ./cmd/lacuna
 
+# What the demo's image is made of: machine, or debian (by debootstrap).
+DEMO_ROOT ?= machine
+
 .PHONY: demo
-demo: ## attach a file from a local HTTP server, read it, compare it (root)
+demo: ## mount an image from a local registry, run programs of it; then attach a file (root)
+	@[ "$$(id -u)" -eq 0 ] || { echo "make demo: mounting needs root" >&2; \
+		echo "hint: sudo env PATH=\"\$$PATH\" make demo" >&2; exit 3; }
 	@scripts/deps.sh demo
 	@$(MAKE) --no-print-directory build
+	@CGO_ENABLED=0 $(GO) build -o $(BIN)/demo ./demo
+	$(BIN)/demo -lacuna $(BIN)/lacuna -root $(DEMO_ROOT)
+	@echo
 	$(BIN)/lacuna demo
 
 .PHONY: test

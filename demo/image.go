@@ -30,13 +30,14 @@ echo "bash $BASH_VERSION on $PRETTY_NAME, $(ls /usr/bin | wc -l) programs in /us
 // choose chooses the files of the image.
 func (d *demo) choose(ctx context.Context) (*tree, error) {
 	t := newTree()
-	err := errNoDebian
-	if d.root != "machine" {
+	var err error
+	switch d.root {
+	case "debian":
 		err = d.debian(ctx, t)
-	}
-	if errors.Is(err, errNoDebian) && d.root != "debian" {
-		t = newTree()
+	case "machine":
 		err = machine(ctx, t, d.size)
+	default:
+		err = fmt.Errorf("-root %s: neither machine nor debian", d.root)
 	}
 	if err != nil {
 		return nil, err

@@ -2,12 +2,13 @@
 // serves it from a registry on this machine, mounts it with bin/lacuna, runs
 // programs out of it, and tells how little of it had to be fetched for that.
 //
-//	demo [-lacuna bin/lacuna] [-size MIB] [-dir DIR] [-root auto|debian|machine] [-latency 10ms] [-rate 50]
+//	demo [-lacuna bin/lacuna] [-size MIB] [-dir DIR] [-root machine|debian] [-latency 10ms] [-rate 50]
 //
 // The image is made twice of the same files: as eStargz, whose layers can be read
 // at any place, and as ordinary gzip, whose layers have to be downloaded whole.
-// The files are those of a Debian root filesystem, where debootstrap is installed
-// and is done in time; otherwise programs and libraries of this machine.
+// The files are programs and libraries of this machine, so that nothing has to be
+// downloaded first; -root debian takes those of a Debian root filesystem instead,
+// which debootstrap makes in another half a minute.
 //
 // It is a program beside the binary, which has no use for a registry and for what
 // makes images. It takes away again whatever it has made, also when it fails or
@@ -35,7 +36,7 @@ const patience = 5 * time.Minute
 type options struct {
 	lacuna  string
 	dir     string
-	root    string // "debian": by debootstrap; "machine": this machine's; "auto": what is there
+	root    string // "machine": this machine's files; "debian": debootstrap's
 	size    int64  // bytes of files in the image, about
 	latency time.Duration
 	rate    int64 // bytes a second
@@ -45,7 +46,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.lacuna, "lacuna", "bin/lacuna", "the binary to show")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where to work, on ext4, xfs or btrfs")
-	flag.StringVar(&o.root, "root", "auto", "what the image is made of: debian (by debootstrap), machine, or auto")
+	flag.StringVar(&o.root, "root", "machine", "what the image is made of: files of this machine, or debian (needs debootstrap and a mirror)")
 	mib := flag.Int64("size", 210, "size of the image's files in MiB, about")
 	flag.DurationVar(&o.latency, "latency", 10*time.Millisecond, "how long the registry thinks about each request")
 	mbs := flag.Int64("rate", 50, "how many MB the registry sends in a second, over all requests")
@@ -59,6 +60,10 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	if o.size < 1 || o.rate < 1 || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	err := run(limited, o, os.Stdout)

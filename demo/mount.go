@@ -140,11 +140,15 @@ func mountsBelow(dir string) (points []string) {
 	return points
 }
 
-// within runs a program of the image with the mount as its root.
+// within runs a program of the image with the mount as its root. It is chroot(8)
+// that executes it: between fork and exec a Go program can stop as a whole, which this one
+// must not as long as the kernel waits for what its registry sends.
 func (m *mounted) within(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: m.dir}
-	cmd.Dir = "/"
+	program, err := exec.LookPath("chroot")
+	if err != nil {
+		program = "/usr/sbin/chroot" // sbin is not in everybody's PATH
+	}
+	cmd := exec.CommandContext(ctx, program, append([]string{m.dir}, args...)...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "GOROOT=/usr/local/go", "LC_ALL=C"}
 	return output(group(cmd))
 }

@@ -106,24 +106,22 @@ type step struct {
 }
 
 var steps = []step{
-	{"find . | wc -l", func(ctx context.Context, m *mounted) (string, error) {
-		cmd := group(exec.CommandContext(ctx, "sh", "-c", "find . | wc -l"))
-		cmd.Dir = m.dir
-		return output(cmd)
+	{"find | wc -l", func(ctx context.Context, m *mounted) (string, error) {
+		return output(group(exec.CommandContext(ctx, "sh", "-c", `find "$0" | wc -l`, m.dir)))
 	}},
-	{"chroot . bash", func(ctx context.Context, m *mounted) (string, error) {
+	{"chroot bash", func(ctx context.Context, m *mounted) (string, error) {
 		return m.within(ctx, "/bin/bash", "/app/hello")
 	}},
-	{"chroot . perl", func(ctx context.Context, m *mounted) (string, error) {
+	{"chroot perl", func(ctx context.Context, m *mounted) (string, error) {
 		return m.within(ctx, "/usr/bin/perl", "-e", `printf "perl %vd", $^V`)
 	}},
-	{"chroot . python3", func(ctx context.Context, m *mounted) (string, error) {
+	{"chroot python3", func(ctx context.Context, m *mounted) (string, error) {
 		if !exists(filepath.Join(m.dir, "usr/bin/python3")) {
 			return "", nil
 		}
 		return m.within(ctx, "/usr/bin/python3", "-c", "import sys, json; print('python', sys.version.split()[0])")
 	}},
-	{"chroot . go", func(ctx context.Context, m *mounted) (string, error) {
+	{"chroot go", func(ctx context.Context, m *mounted) (string, error) {
 		if !exists(filepath.Join(m.dir, "usr/local/go/bin/go")) {
 			return "", nil
 		}
@@ -140,7 +138,7 @@ func (d *demo) try(ctx context.Context, ref, dir string, f *figures) (err error)
 	start := time.Now()
 	at := func(what, said string) error {
 		return d.say("  %8s  %10s  %9d  %s", seconds(time.Since(start)), mib(d.line.bytes.Load()-bytesBefore),
-			d.line.requests.Load()-requestsBefore, strings.TrimRight(fmt.Sprintf("%-17s %s", what, said), " "))
+			d.line.requests.Load()-requestsBefore, strings.TrimRight(fmt.Sprintf("%-16s %s", what, said), " "))
 	}
 	m, err := d.mount(ctx, ref, dir)
 	if err != nil {
@@ -159,7 +157,7 @@ func (d *demo) try(ctx context.Context, ref, dir string, f *figures) (err error)
 		if said == "" {
 			continue
 		}
-		if s.what == "chroot . bash" {
+		if s.what == "chroot bash" {
 			f.bash, f.fetchedByBash = time.Since(start), d.line.bytes.Load()-bytesBefore
 		}
 		if err := at(s.what, said); err != nil {

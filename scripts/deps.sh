@@ -22,6 +22,7 @@ test             mkfs.btrfs             btrfs-progs
 test             losetup                util-linux
 test             mkfs.erofs             erofs-utils
 test             ps                     procps
+demo             find                   findutils
 bench            rclone                 rclone
 bench            fusermount3            fuse3
 EOF

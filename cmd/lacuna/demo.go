@@ -32,9 +32,10 @@ func (demoCmd) Help() string {
 three places of it, then all of it, compares, and takes everything away again.
 
   # lacuna demo
-  making a file of 1024 MiB for a web server on this machine
-  $ lacuna attach http://127.0.0.1:41173/served.bin /var/tmp/lacuna-demo-1/big
-  ready
+  a web server on this machine has a file of 1024 MiB
+  $ lacuna attach http://127.0.0.1:41173/served.bin /var/tmp/lacuna-demo-1/big.bin
+  ready after 30 ms
+    4 KiB at the end        1.2 ms   16.0 KiB fetched
   ...
 
 EXIT STATUS
@@ -69,7 +70,7 @@ func (c *demoCmd) Run(a *app) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(d.dir)) }()
 	d.file = filepath.Join(d.dir, "big.bin")
 	size := c.Size << 20
-	if err := a.print("making a file of %d MiB for a web server on this machine\n", c.Size); err != nil {
+	if err := a.print("a web server on this machine has a file of %d MiB\n", c.Size); err != nil {
 		return err
 	}
 	if err := d.serve(size); err != nil {
@@ -84,13 +85,6 @@ func (c *demoCmd) Run(a *app) (err error) {
 }
 
 func (d *demo) show(size int64) error {
-	st, err := os.Stat(d.file)
-	if err != nil {
-		return err
-	}
-	if err := d.print("$ ls -l %s\n%s %d bytes, of which %s are on this disk\n\n", d.file, st.Mode(), st.Size(), sizeText(onDisk(st))); err != nil {
-		return err
-	}
 	for _, place := range []struct {
 		name string
 		off  int64
@@ -100,14 +94,6 @@ func (d *demo) show(size int64) error {
 		}
 	}
 	return d.readAll(size)
-}
-
-// onDisk is how many bytes the file takes: st_blocks counts 512-byte units (stat(2)).
-func onDisk(st os.FileInfo) int64 {
-	if s, ok := st.Sys().(*syscall.Stat_t); ok {
-		return s.Blocks * 512
-	}
-	return st.Size()
 }
 
 // serve makes the file and serves it on loopback.
@@ -160,7 +146,7 @@ func (d *demo) attach() error {
 		}
 		return errors.New("the instance ended before it was ready")
 	}
-	return d.print("%safter %s\n\n", line, time.Since(start).Round(time.Millisecond))
+	return d.print("%s after %s\n", strings.TrimSpace(line), durationText(time.Since(start)))
 }
 
 // detach ends the instance, which takes the file away.
@@ -212,7 +198,7 @@ func (d *demo) readPlace(name string, off int64) (err error) {
 	if err != nil {
 		return err
 	}
-	return d.print("read 4 KiB at %-14s offset %10d: %8s, %s fetched\n", name+",", off, took.Round(10*time.Microsecond), sizeText(fetched))
+	return d.print("  %-21s %8s  %9s fetched\n", "4 KiB at "+name, durationText(took), sizeText(fetched))
 }
 
 // readAll compares all of the file with what the server has.
@@ -231,8 +217,8 @@ func (d *demo) readAll(size int64) error {
 	if err != nil {
 		return err
 	}
-	err = d.print("read all of it:                                %8s, %s fetched, %.0f MB/s\n\nsha256 of the attached file   %x\nsha256 of the server's file   %x\n",
-		took.Round(time.Millisecond), sizeText(fetched), float64(size)/1e6/took.Seconds(), got, want)
+	err = d.print("  %-21s %8s  %9s fetched, %.0f MB/s\nsha256 of the file      %x\nsha256 at the server    %x\n",
+		"all of it", durationText(took), sizeText(fetched), float64(size)/1e6/took.Seconds(), got, want)
 	if err == nil && string(got) != string(want) {
 		err = errors.New("the bytes differ")
 	}

@@ -128,6 +128,8 @@ var rules = []rule{
 	{from: "devnode", may: []string{"ondemand/devnode/proto"}},
 	{from: "examples/...", may: []string{"devnode"}},
 	{from: "scripts/..."},
+	// A user of the binary, and of libraries that the binary does without.
+	{from: "demo"},
 	{from: "test/...", may: []string{"..."}},
 	{from: "bench/...", may: []string{"..."}},
 }
@@ -198,7 +200,7 @@ var owners = map[string][]string{
 	"pgregory.net/rapid":              {"ondemand/ondemandtest", "source/sourcetest"},
 	"go.uber.org/goleak":              {"ondemand/ondemandtest", "source/sourcetest", "leaktest"},
 	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "source/oci/ocitest", "features/featurestest", "toc/toctest", "leaktest", "test/..."},
-	"log":                             {"daemon/...", "cmd/lacuna", "examples/...", "source/oci/ocitest"},
+	"log":                             {"daemon/...", "cmd/lacuna", "examples/...", "demo", "source/oci/ocitest"},
 }
 
 func TestForeignPackagesHaveOneOwner(t *testing.T) {
