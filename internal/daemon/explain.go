@@ -15,6 +15,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
+	"github.com/lacunafs/lacuna/internal/toc"
 )
 
 // explained is an instance whose errors the command line shows as they are.
@@ -114,6 +115,8 @@ func explain(err error) (hint string, exit control.Exit) {
 		return "`lacuna features` lists what this kernel can do; Linux 6.14 or newer is needed", control.ExitNotSupported
 	case errors.Is(err, fetch.ErrDigest):
 		return "the source has other bytes than the digest says: check --sha256 and the address", control.ExitCorrupt
+	case errors.Is(err, toc.ErrDigest):
+		return "the registry, or a mirror or proxy before it, has other bytes than the manifest says: ask who runs it", control.ExitCorrupt
 	case errors.Is(err, cache.ErrCorrupt):
 		return "`lacuna check --repair` forgets what is wrong, and it is fetched again", control.ExitCorrupt
 	case errors.Is(err, cache.ErrNoObject):

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lacunafs/lacuna/internal/cache"
@@ -173,7 +174,7 @@ func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) 
 		return io.NewOffsetWriter(draft, at), nil
 	}})
 	if err != nil {
-		return p, err
+		return p, blame(ctx, blob, from, err)
 	}
 	if sums.Digest != from.Digest.String() {
 		return p, fmt.Errorf("the blob has digest %s, the manifest says %s: %w", sums.Digest, from.Digest, toc.ErrDigest)
@@ -199,6 +200,25 @@ func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) 
 		}
 	}
 	return p, l.saveTOC(p)
+}
+
+// blame tells a layer that was never right from one that is not what its digest
+// says, which nobody knows where reading it failed half way.
+func blame(ctx context.Context, blob source.Blob, l oci.Layer, err error) error {
+	for _, its := range []error{source.ErrUnreachable, source.ErrDenied, source.ErrNotFound, source.ErrBusy, source.ErrChanged, source.ErrNotBytes} {
+		if errors.Is(err, its) {
+			return err
+		}
+	}
+	body, e := blob.ReadRange(ctx, 0, blob.Size())
+	if e != nil {
+		return err
+	}
+	got, e := digest.FromReader(body)
+	if e = errors.Join(e, body.Close()); e != nil || got == l.Digest {
+		return err
+	}
+	return fmt.Errorf("the blob has digest %s, the manifest says %s: %w: %w", got, l.Digest, toc.ErrDigest, err)
 }
 
 // merge writes the filesystem image and the plan.
