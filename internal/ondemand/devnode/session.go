@@ -147,18 +147,19 @@ func (s *Server) turnAway(conn *net.UnixConn, refused *proto.RefusedError) {
 // hangUp makes every goroutine of the session end. With keep the connection
 // itself lives on in the duplicates that others hold.
 func (s *Server) hangUp(c *session, keep bool) {
+	var errs []error
 	s.mu.Lock()
-	first := !c.closing
-	c.closing = true
-	c.work.Broadcast()
+	if !c.closing {
+		c.closing = true
+		c.work.Broadcast()
+		if !keep {
+			errs = append(errs, c.conn.CloseWrite(), c.conn.CloseRead())
+		}
+		// With mu held: whoever hangs up second goes on to close both.
+		errs = append(errs, c.conn.SetDeadline(time.Unix(1, 0)), c.stop.Wake())
+	}
 	s.mu.Unlock()
-	if !first {
-		return
-	}
-	if !keep {
-		s.report(c.conn.CloseWrite(), c.conn.CloseRead())
-	}
-	s.report(c.conn.SetDeadline(time.Unix(1, 0)), c.stop.Wake())
+	s.report(errs...)
 }
 
 // drain makes the reading end as soon as the commands that were sent already
