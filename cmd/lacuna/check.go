@@ -120,8 +120,9 @@ func (checkCmd) Help() string {
 	return `FILE|KEY are attached files or keys; without any, all objects are checked. A
 block that is recorded as present, and is a hole in the data, is corrupt.
 --verify compares the bytes as well: with the digest where one is known, else
-with the source. --repair forgets what is wrong, so that it is fetched again;
-it needs the cache for itself.
+with the source; a layer of an image with the digests of its chunks, as far as
+chunks are wholly there. --repair forgets what is wrong, so that it is fetched
+again; it needs the cache for itself.
 
   # lacuna check
   4075bd9263c8  ok       1.4 GiB of 4.4 GiB present
@@ -228,7 +229,12 @@ func (c *checkCmd) one(ctx context.Context, a *app, cfg config.Config, root *cac
 		Progress: func(n int64) { p.show("checking "+id.Short(), n, object.Size()) },
 	}
 	meta := object.Meta()
-	if c.Verify && !(meta.SHA256 != "" && object.Complete()) {
+	if c.Verify {
+		if opt.Parts, err = daemon.PartsOf(root.Dir(), meta); err != nil {
+			return rep, err
+		}
+	}
+	if c.Verify && opt.Parts == nil && !(meta.SHA256 != "" && object.Complete()) {
 		blob, done, err := daemon.SourceOf(daemon.Settings{Config: cfg, Version: version, Proxy: http.ProxyFromEnvironment}, meta.Source)
 		if err != nil {
 			return rep, err
@@ -262,8 +268,11 @@ func reportText(r cache.Report) string {
 	if foundCorrupt(r) {
 		state = "CORRUPT"
 	}
-	if r.Verified && r.Present > 0 {
+	switch {
+	case r.Verified && r.Present > 0:
 		compared = ", bytes verified"
+	case r.Compared > 0 && !r.Corrupt():
+		compared = ", " + sizeText(r.Compared) + " of that verified"
 	}
 	fmt.Fprintf(&b, "%.12s  %-7s  %s of %s present%s\n", r.ID, state, sizeText(r.Present), sizeText(r.Size), compared)
 	list := func(what string, ranges []ondemand.Range) {

@@ -19,6 +19,11 @@ type CheckOptions struct {
 	// Verify returns the right n bytes from off, for comparison of all that
 	// is present; nil for none. The check closes what it returns.
 	Verify func(ctx context.Context, off, n int64) (io.ReadCloser, error)
+	// Parts are what is known of the bytes, in order and without overlap; nil
+	// for nothing. Between parts the object must be zeros. A part that is not
+	// wholly present, or has no digest, is not compared. With Parts, Verify
+	// is not asked.
+	Parts *[]Part
 	// Digest reads a complete object that has a SHA256 and compares.
 	Digest bool
 	// Repair forgets, durably, what was found wrong: it is fetched again.
@@ -39,14 +44,16 @@ type Report struct {
 	// Holes are recorded as present and are holes in the data file.
 	Holes []ondemand.Range `json:"holes,omitempty"`
 	// Mismatches are blocks that are present with other bytes than the
-	// source has; all of the object where its digest is another one.
+	// source has; all of the object, or of a part, where its digest is
+	// another one.
 	Mismatches []ondemand.Range `json:"mismatches,omitempty"`
-	// Compared is how many bytes were compared with the source.
+	// Compared is how many bytes were compared with the source or with the
+	// digests of parts.
 	Compared int64 `json:"compared"`
 	// Digest is the SHA256 of the data, where it was computed.
 	Digest string `json:"digest,omitempty"`
 	// Verified: something is present, and all of it was compared with the
-	// source, or with the digest, and is right.
+	// source, or with digests, and is right.
 	Verified bool `json:"verified"`
 	// Repaired: holes and mismatches are forgotten, and will be fetched again.
 	Repaired bool `json:"repaired"`
@@ -111,12 +118,18 @@ func (o *Object) checkInto(ctx context.Context, rep *Report, opt CheckOptions, w
 		}
 	}
 	total := int64(0)
-	if opt.Verify != nil {
-		for _, c := range claimed {
-			total += c.Len
-			if err := o.compare(ctx, rep, c, opt); err != nil {
-				return err
-			}
+	for _, c := range claimed {
+		total += c.Len
+		if opt.Verify == nil || opt.Parts != nil {
+			continue
+		}
+		if err := o.compare(ctx, rep, c, opt); err != nil {
+			return err
+		}
+	}
+	if opt.Parts != nil {
+		if err := o.checkParts(ctx, rep, claimed, opt); err != nil {
+			return err
 		}
 	}
 	proved := rep.Digest != "" || total > 0 && rep.Compared == total

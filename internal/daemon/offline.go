@@ -3,13 +3,19 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 
+	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/toc"
 )
 
 // ObjectAt is the object that is attached at path by an instance with this
@@ -67,6 +73,23 @@ func SourceOf(s Settings, raw json.RawMessage) (blob source.Blob, done func() er
 		blob = fromStart{blob}
 	}
 	return blob, sources.Close, nil
+}
+
+// PartsOf is what the cache root knows of the bytes of an object by itself: nil
+// where it is not of a layer. meta is the object's.
+func PartsOf(root string, meta cache.Meta) (*[]cache.Part, error) {
+	var where origin
+	if err := json.Unmarshal(meta.Source, &where); err != nil {
+		return nil, fmt.Errorf("read the description of the source: %w", err)
+	}
+	if where.Kind != originLayer {
+		return nil, nil
+	}
+	parts, err := prepare.Parts(root, meta.ID, meta.Size)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, toc.ErrInvalid) {
+		return nil, refuse(control.ExitError, "it is made anew when its image is mounted", "verify %s: %v", where.Name, err)
+	}
+	return &parts, err
 }
 
 // fromStart reads a range of a blob that can be read from its start only.

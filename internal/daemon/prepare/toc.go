@@ -9,7 +9,9 @@ import (
 	"os"
 	"sync"
 
+	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/fetch/device"
+	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/toc"
 )
@@ -49,6 +51,20 @@ func (l *Library) loadTOC(layer Layer) (t *toc.TOC, verified bool, err error) {
 	}
 	t, err = toc.Decode(r)
 	return t, mark == tocVerified, err
+}
+
+// Parts is what the cache root dir knows of the bytes of a layer's device, which
+// has size bytes; an error that wraps fs.ErrNotExist where it knows nothing.
+func Parts(dir string, id ondemand.ObjectID, size int64) ([]cache.Part, error) {
+	l := &Library{dir: dir}
+	t, _, err := l.loadTOC(Layer{Device: id})
+	if err != nil {
+		return nil, fmt.Errorf("read the table of contents of %s: %w", id.Short(), err)
+	}
+	if t.DeviceSize() != size {
+		return nil, fmt.Errorf("the table of contents of %s is of %d bytes, not %d: %w", id.Short(), t.DeviceSize(), size, toc.ErrInvalid)
+	}
+	return device.Parts(t)
 }
 
 // Device is the device of a plan's layer as a blob. blob opens the layer's own; it

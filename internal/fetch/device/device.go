@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/toc"
 )
@@ -78,6 +79,32 @@ func New(layer source.Blob, t *toc.TOC) (*Blob, error) {
 		}
 	}
 	return b, nil
+}
+
+// Parts is what t says of the bytes of its layer's device: the chunks with their
+// digests, in order. What lies between them is zeros.
+func Parts(t *toc.TOC) ([]cache.Part, error) {
+	var parts []cache.Part
+	places := t.Places()
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		if !e.HoldsPlace() {
+			continue
+		}
+		for _, c := range e.Chunks {
+			p, err := newPart(places[i], c)
+			if err != nil {
+				return nil, fmt.Errorf("read digests: %q: %w", e.Name, err)
+			}
+			known := cache.Part{Off: p.off, Len: p.len}
+			if p.hasDigest {
+				digest := p.digest
+				known.Digest = &digest
+			}
+			parts = append(parts, known)
+		}
+	}
+	return parts, nil
 }
 
 func newPart(place int64, c toc.Chunk) (part, error) {
