@@ -162,6 +162,10 @@ type MountedLayer struct {
 	Misses   uint64 `json:"misses"`
 	Requests uint64 `json:"requests"`
 	Fetched  int64  `json:"fetched"`
+	// Files counts a layer's files that are not empty, FilesPresent those of
+	// which something is present: read, or fetched beside what was.
+	Files        int `json:"files,omitempty"`
+	FilesPresent int `json:"files_present,omitempty"`
 }
 
 // HydrateRequest asks for all data of an attached file.

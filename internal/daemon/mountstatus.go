@@ -5,8 +5,9 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
-// mountedStatus is what status shows of a mount.
-func (i *Instance) mountedStatus(m *mountedImage) control.Mounted {
+// mountedStatus is what status shows of a mount. It adds the mount's layers to
+// those whose files are to be counted.
+func (i *Instance) mountedStatus(m *mountedImage, layers map[ondemand.ObjectID]countedLayer) control.Mounted {
 	if m.files != nil {
 		return i.filesStatus(m)
 	}
@@ -20,6 +21,7 @@ func (i *Instance) mountedStatus(m *mountedImage) control.Mounted {
 	for n, l := range m.plan.Layers {
 		s := control.MountedLayer{Digest: m.image.Layers[n].Digest.String(), Format: string(l.Format), Size: l.Size, Verified: l.Verified}
 		if o := served[l.Device]; o != nil {
+			layers[l.Device] = countedLayer{o.cached, l}
 			s.Object, s.Present = string(l.Device), o.cached.Present()
 			front, _ := i.front.StatsOf(l.Device)
 			asked := statsOf(o.asked)

@@ -7,10 +7,19 @@ import (
 	"strings"
 
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
 // Status tells what is served and how it goes.
 func (i *Instance) Status(context.Context) (control.Status, error) {
+	s, layers := i.statusNow()
+	i.countFiles(s.Mounted, layers)
+	return s, nil
+}
+
+// statusNow is the status but for the numbers of files, and the layers whose files
+// are to be counted.
+func (i *Instance) statusNow() (control.Status, map[ondemand.ObjectID]countedLayer) {
 	t := i.table.Stats()
 	s := control.Status{
 		Version: i.s.Version, Root: i.root.Dir(),
@@ -22,6 +31,7 @@ func (i *Instance) Status(context.Context) (control.Status, error) {
 		},
 		Attached: []control.Attached{}, Bound: []control.Bound{}, Mounted: []control.Mounted{},
 	}
+	layers := make(map[ondemand.ObjectID]countedLayer)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for _, f := range i.files {
@@ -36,7 +46,7 @@ func (i *Instance) Status(context.Context) (control.Status, error) {
 	slices.SortFunc(s.Broken, func(a, b control.Broken) int { return strings.Compare(a.Path, b.Path) })
 	for _, m := range i.mounts {
 		if m.metadata() != "" {
-			s.Mounted = append(s.Mounted, i.mountedStatus(m))
+			s.Mounted = append(s.Mounted, i.mountedStatus(m, layers))
 		}
 	}
 	slices.SortFunc(s.Mounted, func(a, b control.Mounted) int { return strings.Compare(a.Dir, b.Dir) })
@@ -48,7 +58,7 @@ func (i *Instance) Status(context.Context) (control.Status, error) {
 	i.errMu.Lock()
 	defer i.errMu.Unlock()
 	s.Errors = slices.Clone(i.errors)
-	return s, nil
+	return s, layers
 }
 
 func (i *Instance) attachedStatus(f *attachedFile) control.Attached {

@@ -67,6 +67,23 @@ func Parts(dir string, id ondemand.ObjectID, size int64) ([]cache.Part, error) {
 	return device.Parts(t)
 }
 
+// Files is where the files of a plan's layer that are not empty lie in its device,
+// in order.
+func (l *Library) Files(layer Layer) ([]ondemand.Range, error) {
+	t, _, err := l.loadTOC(layer)
+	if err != nil {
+		return nil, fmt.Errorf("read the table of contents of %s: %w", layer.Device.Short(), err)
+	}
+	var files []ondemand.Range
+	places := t.Places()
+	for n := range t.Entries {
+		if e := &t.Entries[n]; e.HoldsPlace() && e.Type == toc.Regular {
+			files = append(files, ondemand.Range{Off: places[n], Len: e.Size})
+		}
+	}
+	return files, nil
+}
+
 // Device is the device of a plan's layer as a blob. blob opens the layer's own; it
 // and the table of contents are needed only when something is fetched.
 func (l *Library) Device(layer Layer, blob func() (source.Blob, error)) source.Blob {
