@@ -60,6 +60,8 @@ type Instance struct {
 	mounts    map[string]*mountedImage
 	unguarded []control.Unguarded
 
+	counts fileCounts // with its lock held errMu may be taken, and no other
+
 	loops map[string]bool // what checkLoops has reported; its caller's alone
 
 	errMu  sync.Mutex // guards errors; never held with another lock wanted
