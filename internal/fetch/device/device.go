@@ -182,7 +182,7 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 			return nil, err
 		}
 	}
-	return r, nil
+	return source.Exact(ctx, r, n), nil
 }
 
 // span is the range of the layer that one request fetches for the parts from
