@@ -147,7 +147,11 @@ func (i *Instance) Start(args ...string) (out io.ReadCloser) {
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	i.t.Cleanup(func() { _ = r.Close() })
+	i.t.Cleanup(func() {
+		if err := r.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			i.t.Error(err)
+		}
+	})
 	i.Keeper.Stdout, i.Keeper.Stderr = w, log
 	if err := errors.Join(i.Keeper.Start(), w.Close(), log.Close()); err != nil {
 		i.t.Fatal(err)
@@ -155,7 +159,10 @@ func (i *Instance) Start(args ...string) (out io.ReadCloser) {
 	i.Ended = make(chan struct{})
 	go func(cmd *exec.Cmd, ended chan struct{}) {
 		defer close(ended)
-		_ = cmd.Wait() // the state says how it ended
+		var exit *exec.ExitError // the state says how it ended
+		if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+			i.t.Errorf("wait for the keeper: %v", err)
+		}
 	}(i.Keeper, i.Ended)
 	return r
 }

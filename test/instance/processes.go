@@ -15,7 +15,10 @@ import (
 
 // ProcessesOf are the processes whose program lies below dir.
 func ProcessesOf(dir string) []int {
-	links, _ := filepath.Glob("/proc/[0-9]*/exe")
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		panic(err) // the pattern is ours
+	}
 	var pids []int
 	for _, link := range links {
 		target, err := os.Readlink(link)
@@ -46,7 +49,10 @@ func IsRunning(pid int) bool { return syscall.Kill(pid, 0) == nil && !isZombie(p
 // ChildrenOf are the running children of pid. The kernel lists those of each
 // thread by themselves (proc_pid_task, children).
 func ChildrenOf(pid int) []int {
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		panic(err) // the pattern is ours
+	}
 	var pids []int
 	for _, list := range lists {
 		b, err := os.ReadFile(list)
