@@ -51,6 +51,9 @@ func (d *demo) choose(ctx context.Context) (*tree, error) {
 			return nil, err
 		}
 	}
+	if len(t.layers[len(t.layers)-1].entries) == 0 { // the image is full
+		t.layers = t.layers[:len(t.layers)-1]
+	}
 	t.layer("an application")
 	t.make(tar.Header{Typeflag: tar.TypeReg, Name: "app/hello", Mode: 0o755}, hello)
 	return t, nil

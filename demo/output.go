@@ -12,7 +12,12 @@ func (d *demo) say(format string, args ...any) error {
 }
 
 // mib prints bytes for people.
-func mib(n int64) string { return number(n) + " MiB" }
+func mib(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return number(n) + " MiB"
+}
 
 // number is n bytes in MiB, without the unit.
 func number(n int64) string {
