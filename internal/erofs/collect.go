@@ -105,8 +105,8 @@ func (t *tree) children(dir int32, numbers map[*Inode]int32) error {
 	in := t.nodes[dir].in
 	first := len(t.entries)
 	parent := t.nodes[dir].parent
-	t.nodes = slices.Grow(t.nodes, len(in.Children))
-	t.entries = slices.Grow(t.entries, len(in.Children)+2)
+	t.nodes = grow(t.nodes, len(in.Children))
+	t.entries = grow(t.entries, len(in.Children)+2)
 	t.entries = append(t.entries, dirent{".", dir}, dirent{"..", parent})
 	for _, c := range in.Children {
 		t.entries = append(t.entries, dirent{c.Name, -1})
@@ -137,6 +137,15 @@ func (t *tree) children(dir int32, numbers map[*Inode]int32) error {
 	slices.SortFunc(t.entries[first:], func(a, b dirent) int { return strings.Compare(a.name, b.name) })
 	t.nodes[dir].first, t.nodes[dir].count = first, len(t.entries)-first
 	return nil
+}
+
+// grow makes room for n more, and at least doubles what there is: append grows
+// large slices by a quarter, and copies all of a large tree that much more often.
+func grow[T any](s []T, n int) []T {
+	if n <= cap(s)-len(s) {
+		return s
+	}
+	return slices.Grow(s, max(n, len(s)))
 }
 
 // number returns the number of a child of dir, and counts the link.
