@@ -35,7 +35,7 @@ demo: ## mount an image from a local registry, run programs of it; then attach a
 		echo "hint: sudo env PATH=\"\$$PATH\" make demo" >&2; exit 3; }
 	@scripts/deps.sh demo
 	@$(MAKE) --no-print-directory build
-	@CGO_ENABLED=0 $(GO) build -o $(BIN)/demo ./demo
+	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/demo ./demo
 	$(BIN)/demo -lacuna $(BIN)/lacuna -root $(DEMO_ROOT)
 	@echo
 	$(BIN)/lacuna demo
