@@ -122,7 +122,8 @@ block that is recorded as present, and is a hole in the data, is corrupt.
 --verify compares the bytes as well: with the digest where one is known, else
 with the source; a layer of an image with the digests of its chunks, as far as
 chunks are wholly there. --repair forgets what is wrong, so that it is fetched
-again; it needs the cache for itself.
+again, and removes what was made for objects that are gone; it needs the cache
+for itself.
 
   # lacuna check
   4075bd9263c8  ok       1.4 GiB of 4.4 GiB present
@@ -181,6 +182,9 @@ func (c *checkCmd) Run(a *app) (err error) {
 	if err := c.print(a, reports); err != nil {
 		return err
 	}
+	if len(c.Objects) == 0 && ctx.Err() == nil {
+		c.orphans(a, root)
+	}
 	if corrupt > 0 {
 		for _, err := range failed {
 			a.fail(err)
@@ -188,6 +192,26 @@ func (c *checkCmd) Run(a *app) (err error) {
 		return corruptError(corrupt, len(ids), c.Repair)
 	}
 	return errors.Join(failed...)
+}
+
+// orphans notes what was made for objects that are gone, or removes it. That it is
+// there is nothing wrong, and neither is not to know.
+func (c *checkCmd) orphans(a *app, root *cache.Root) {
+	var paths []string
+	var err error
+	text := "%s made for objects that are gone; --repair removes them"
+	if c.Repair {
+		paths, err = daemon.RemoveOrphans(root)
+		text = "removed %s made for objects that are gone"
+	} else {
+		paths, err = daemon.Orphans(root)
+	}
+	if err != nil {
+		a.notes([]string{err.Error()})
+	}
+	if len(paths) > 0 {
+		a.notes([]string{fmt.Sprintf(text, count(len(paths), "file"))})
+	}
 }
 
 func corruptError(n, of int, repaired bool) error {

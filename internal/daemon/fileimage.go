@@ -15,10 +15,11 @@ import (
 )
 
 // filesDir holds the filesystem images of attached files, each called after its
-// object; fileName is the name of the file in it.
+// object and imageSuffix; fileName is the name of the file in it.
 const (
-	filesDir = "files"
-	fileName = "data"
+	filesDir    = "files"
+	imageSuffix = ".erofs"
+	fileName    = "data"
 )
 
 // fileImage is the path of the filesystem image that shows the object as a file;
@@ -28,7 +29,7 @@ func (i *Instance) fileImage(object *cache.Object, where origin) (string, error)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make a filesystem image: %w", err)
 	}
-	name := filepath.Join(dir, string(object.ID())+".erofs")
+	name := filepath.Join(dir, string(object.ID())+imageSuffix)
 	if _, err := os.Stat(name); err == nil {
 		return name, nil
 	} else if !errors.Is(err, os.ErrNotExist) {

@@ -105,3 +105,70 @@ func flip(t *testing.T, path string, data []byte) {
 		t.Fatal(err)
 	}
 }
+
+// What was made for objects that are gone is removed by --repair, and nothing else.
+func TestCheckRemovesWhatBelongsToNoObject(t *testing.T) {
+	r := ocitest.New(t)
+	m := start(t, "")
+	kept := formatOf("gzip").packAll(t, tarOf(t, file("one", string(toctest.Random(1, 300_000)))))
+	lost := formatOf("estargz").packAll(t, tarOf(t, file("two", string(toctest.Random(2, 300_000)))))
+	keptRef, tree := r.Push(t, "kept:v1", kept.Image), kept.tree(t)
+	m.umount(m.mount(keptRef, "mnt"))
+	dir := m.mount(r.Push(t, "lost:v1", lost.Image), "mnt")
+	object := m.objectOf(dir, 0)
+	source, attached := filepath.Join(m.Dir, "source"), filepath.Join(m.Dir, "attached")
+	if err := os.WriteFile(source, toctest.Random(3, 10_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.Lacuna("attach", source, attached)
+	if out, err := m.Try("check"); err != nil || strings.Contains(out, "gone") {
+		t.Errorf("check while all is there: %v: %s", err, out)
+	}
+	file := m.Status().Attached[0].Object
+	m.Lacuna("detach", attached)
+	m.umount(dir)
+	m.Stop()
+	if err := errors.Join(os.RemoveAll(object), os.RemoveAll(filepath.Join(m.Root, "objects", file[:2], file))); err != nil {
+		t.Fatal(err)
+	}
+	left := func() int {
+		t.Helper()
+		n := 0
+		for _, pattern := range []string{"images/*", "layers/*", "files/*"} {
+			names, err := filepath.Glob(filepath.Join(m.Root, pattern))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += len(names)
+		}
+		return n
+	}
+	if n := left(); n != 5 { // two images, their layers, and a file
+		t.Fatalf("%d filesystem images and tables of contents", n)
+	}
+	m.Lacuna("check")
+	if n := left(); n != 5 {
+		t.Errorf("check has left %d", n)
+	}
+	m.Lacuna("check", "--repair")
+	if n := left(); n != 2 {
+		t.Errorf("check --repair has left %d", n)
+	}
+	m.StartDaemon()
+	layers, err := kept.Image.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := layers[0].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs := func(q ocitest.Request) bool { return strings.HasSuffix(q.Path, "/blobs/"+digest.String()) }
+	before := r.Count(blobs)
+	dir = m.mount(keptRef, "mnt")
+	if n := r.Count(blobs) - before; n > 0 {
+		t.Errorf("%d requests for layers of an image that was kept", n)
+	}
+	compare(t, dir, tree)
+	m.umount(dir)
+}

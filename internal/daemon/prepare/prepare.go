@@ -40,6 +40,10 @@ type Job struct {
 	Blob func(ctx context.Context, l oci.Layer) (source.Blob, error)
 	// Meta describes the object of a layer's device.
 	Meta func(n int, l Layer) (cache.Meta, error)
+
+	// keeping writes tables of contents that were read: nobody waits for the
+	// disk before the plan, which says that they are there.
+	keeping *errgroup.Group
 }
 
 // prepared is a layer with its table of contents.
@@ -57,6 +61,20 @@ func (l *Library) Prepare(ctx context.Context, j Job) (*Plan, error) {
 	if p, err := l.Load(key); err == nil && p.Asked == j.Asked && l.complete(j.Root, p) {
 		return p, nil
 	}
+	j.keeping = &errgroup.Group{}
+	p, err := l.prepare(ctx, j, key)
+	if err := errors.Join(err, j.keeping.Wait()); err != nil {
+		return nil, err
+	}
+	err = replace(filepath.Join(filepath.Dir(p.Metadata), "plan.json"), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// prepare makes all of a plan but the file that says so.
+func (l *Library) prepare(ctx context.Context, j Job, key string) (*Plan, error) {
 	layers := make([]prepared, len(j.Image.Layers))
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.SetLimit(layersAtOnce)
@@ -96,8 +114,11 @@ func exists(root *cache.Root, layer Layer) bool {
 	return err == nil
 }
 
+// tocSuffix is how the name of a table of contents ends.
+const tocSuffix = ".toc"
+
 func (l *Library) tocPath(layer Layer) string {
-	return filepath.Join(l.dir, "layers", string(layer.Device)+".toc")
+	return filepath.Join(l.dir, "layers", string(layer.Device)+tocSuffix)
 }
 
 // layer finds a layer's table of contents, in the cache first.
@@ -148,7 +169,8 @@ func (l *Library) read(ctx context.Context, j Job, n int, blob source.Blob) (pre
 			return prepared{}, err
 		}
 		p.Size, p.Verified = d.Size(), reading.Verified && d.Verified()
-		return p, l.saveTOC(p)
+		j.keeping.Go(func() error { return l.saveTOC(p) })
+		return p, nil
 	}
 	return l.download(ctx, j, n, blob)
 }
@@ -221,7 +243,7 @@ func blame(ctx context.Context, blob source.Blob, l oci.Layer, err error) error 
 	return fmt.Errorf("the blob has digest %s, the manifest says %s: %w: %w", got, l.Digest, toc.ErrDigest, err)
 }
 
-// merge writes the filesystem image and the plan.
+// merge writes the filesystem image and makes the plan.
 func (l *Library) merge(j Job, key string, layers []prepared) (*Plan, error) {
 	var in []image.Layer
 	p := &Plan{Version: planVersion, Asked: j.Asked, Image: *j.Image, Key: key}
@@ -244,16 +266,12 @@ func (l *Library) merge(j Job, key string, layers []prepared) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = replace(filepath.Join(dir, "plan.json"), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
-	if err != nil {
-		return nil, err
-	}
 	return p, nil
 }
 
 // replace writes a file durably under another name, and then gives it its own.
 func replace(name string, write func(io.Writer) error) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	tmp, err := os.CreateTemp(filepath.Dir(name), newPrefix+"*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

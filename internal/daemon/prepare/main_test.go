@@ -1,0 +1,9 @@
+package prepare
+
+import (
+	"testing"
+
+	"github.com/lacunafs/lacuna/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
