@@ -67,11 +67,11 @@ func hostileTars(t testing.TB) map[string][][]byte {
 	}
 }
 
-// refused wants that ref cannot be mounted, with one of the statuses, a message
-// that says what, and nothing left.
-func (m *mounted) refused(ref, what string, statuses ...int) {
+// refused wants that the image cannot be mounted, with one of the statuses, a
+// message that says what, and nothing left but layers that are right: fewer than it has.
+func (m *mounted) refused(image *packed, ref, what string, statuses ...int) {
 	m.t.Helper()
-	before := m.left()
+	before, objects := m.left()
 	dir := filepath.Join(m.Dir, "refused")
 	out, err := m.Try("mount", ref, dir)
 	if err == nil {
@@ -87,22 +87,37 @@ func (m *mounted) refused(ref, what string, statuses ...int) {
 		m.t.Errorf("a message of %d bytes", len(first))
 	}
 	m.wantNothing(dir)
-	if after := m.left(); after != before {
+	after, now := m.left()
+	if after != before {
 		m.t.Errorf("left in the cache:\n%s\nbefore:\n%s", after, before)
+	}
+	if now-objects >= len(image.layers) {
+		m.t.Errorf("%d objects more, of %d layers", now-objects, len(image.layers))
 	}
 }
 
-// left is what a mount may leave in the cache root: records, plans, drafts.
-func (m *mounted) left() string {
-	var names []string
-	for _, pattern := range []string{"images/*", "mounts/*", "records/*", "attached/*", "objects/*/.*", "drafts/*", "objects/.*/*"} {
-		found, err := filepath.Glob(filepath.Join(m.Root, pattern))
-		if err != nil {
-			m.t.Fatal(err)
+// left is what lies in the cache root, and how many objects, which are not in it.
+func (m *mounted) left() (names string, objects int) {
+	m.t.Helper()
+	var all []string
+	err := filepath.WalkDir(m.Root, func(path string, _ os.DirEntry, err error) error {
+		rel := strings.TrimPrefix(path, m.Root)
+		switch parts := strings.Split(rel, "/"); {
+		case err != nil:
+			return err
+		case len(parts) == 4 && parts[1] == "objects" && len(parts[3]) == 64:
+			objects++
+			return filepath.SkipDir
+		case len(parts) == 3 && parts[1] == "objects" && len(parts[2]) == 2, strings.HasSuffix(rel, ".toc"):
+		default:
+			all = append(all, rel)
 		}
-		names = append(names, found...)
+		return nil
+	})
+	if err != nil {
+		m.t.Fatal(err)
 	}
-	return strings.Join(names, "\n")
+	return strings.Join(all, "\n"), objects
 }
 
 func TestHostileLayersAreRefused(t *testing.T) {
@@ -112,7 +127,8 @@ func TestHostileLayersAreRefused(t *testing.T) {
 		for _, f := range []format{formatOf("gzip"), formatOf("tar")} {
 			t.Run(name+"/"+f.name, func(t *testing.T) {
 				m := &mounted{m.For(t), t}
-				m.refused(f.packAll(t, tars...).push(t, r), "layer", 1, 4)
+				image := f.packAll(t, tars...)
+				m.refused(image, image.push(t, r), "layer", 1, 4)
 			})
 		}
 	}
@@ -135,7 +151,7 @@ func TestWrongDigestsAreRefused(t *testing.T) {
 				image := f.packAll(t, data)
 				image.layers[0].diffID = noDigest
 				image.build(t)
-				m.refused(image.push(t, r), "DiffID", 4)
+				m.refused(image, image.push(t, r), "DiffID", 4)
 			})
 			t.Run("blob/"+f.name, func(t *testing.T) {
 				m, r := &mounted{m.For(t), t}, ocitest.New(t)
@@ -144,7 +160,7 @@ func TestWrongDigestsAreRefused(t *testing.T) {
 				other := bytes.Clone(image.layers[0].blob)
 				other[len(other)/2] ^= 1
 				r.Blob(image.layers[0].blob, serve(other))
-				m.refused(ref, "layer 1", 4)
+				m.refused(image, ref, "layer 1", 4)
 			})
 		} else {
 			t.Run("table of contents/"+f.name, func(t *testing.T) {
@@ -158,7 +174,7 @@ func TestWrongDigestsAreRefused(t *testing.T) {
 				}
 				image.layers[0].annotations = wrong
 				image.build(t)
-				m.refused(image.push(t, r), "table of contents", 4)
+				m.refused(image, image.push(t, r), "table of contents", 4)
 			})
 		}
 		t.Run("truncated/"+f.name, func(t *testing.T) {
@@ -166,14 +182,14 @@ func TestWrongDigestsAreRefused(t *testing.T) {
 			image := f.packAll(t, data)
 			ref := image.push(t, r)
 			r.Blob(image.layers[0].blob, serve(image.layers[0].blob[:len(image.layers[0].blob)/2]))
-			m.refused(ref, "layer", 4, 5)
+			m.refused(image, ref, "layer", 4, 5)
 		})
 		t.Run("truncated with its digest/"+f.name, func(t *testing.T) {
 			m := &mounted{m.For(t), t}
 			image := f.packAll(t, data)
 			image.layers[0].blob = image.layers[0].blob[:len(image.layers[0].blob)/2]
 			image.build(t)
-			m.refused(image.push(t, r), "layer", 1, 4)
+			m.refused(image, image.push(t, r), "layer", 1, 4)
 		})
 	}
 }
