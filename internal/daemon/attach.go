@@ -321,6 +321,7 @@ func (i *Instance) releaseLocked(o *servedObject, forget bool) error {
 	err := i.front.Detach(id)
 	i.fetcher.Remove(id)
 	i.hosts.Delete(id)
+	i.parts.Delete(id)
 	err = errors.Join(err, o.blob.Close(), o.cached.Close())
 	if forget {
 		err = errors.Join(err, i.root.Remove(id))

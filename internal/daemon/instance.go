@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -45,6 +46,7 @@ type Instance struct {
 	front     *fanotify.FrontEnd
 	fillers   sync.Map // ondemand.ObjectID -> ondemand.Filler, where it is not fetcher
 	hosts     sync.Map // ondemand.ObjectID -> string
+	parts     sync.Map // ondemand.ObjectID -> source.Blob, of devices of files
 
 	probe features.Prober
 
@@ -103,11 +105,17 @@ func (i *Instance) Fill(ctx context.Context, id ondemand.ObjectID, r ondemand.Ra
 	return i.fetcher.Fill(ctx, id, r)
 }
 
-// isShown tells whether the object is read through an EROFS filesystem: all are but
-// the files of bound directories.
-func (i *Instance) isShown(id ondemand.ObjectID) bool {
-	_, bound := i.fillers.Load(id)
-	return !bound
+// speaksFor is what of an object a failure of the range tells of, where it is read
+// through an EROFS filesystem: all objects are but the files of bound directories.
+func (i *Instance) speaksFor(id ondemand.ObjectID, failed ondemand.Range) ondemand.Range {
+	if _, bound := i.fillers.Load(id); bound {
+		return ondemand.Range{}
+	}
+	if blob, ok := i.parts.Load(id); ok {
+		off, n := source.Part(blob.(source.Blob), failed.Off) //nolint:errcheck,forcetypeassert // only Blobs are put in
+		return ondemand.Range{Off: off, Len: n}
+	}
+	return ondemand.Range{Len: math.MaxInt64}
 }
 
 // report keeps an error that no reader could be told of.
@@ -165,9 +173,9 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 			return fmt.Sprint(host)
 		},
 		Present: func(id ondemand.ObjectID, r ondemand.Range) { i.table.Present(id, r) },
-		OnError: func(id ondemand.ObjectID, err error) { i.report("fetching "+id.Short(), err) },
+		OnError: i.fetchFailed,
 	})
-	i.table = ondemand.NewTable(i, ondemand.TableOptions{Deadline: time.Duration(c.Deadline), Again: i.isShown})
+	i.table = ondemand.NewTable(i, ondemand.TableOptions{Deadline: time.Duration(c.Deadline), Again: i.speaksFor})
 	i.front = fanotify.New(fanotify.Options{
 		Group: i.group, Inflight: i.flight, Table: i.table,
 		Descriptors: int(limit) - min(reserved, int(limit)/2),

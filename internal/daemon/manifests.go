@@ -231,8 +231,10 @@ func (i *Instance) serveFiles(files *manifestFiles, d fileset.Device, open openD
 	if err != nil {
 		return nil, errors.Join(err, cached.Close())
 	}
+	i.parts.Store(d.Object, set.Blob())
 	o, err := i.serveObjectLocked(cached, set.Object(), where, set.Blob())
 	if err != nil {
+		i.parts.Delete(d.Object)
 		return nil, err
 	}
 	o.set, o.tally = set, tally
@@ -290,4 +292,14 @@ func (i *Instance) filesStatus(m *mountedImage) control.Mounted {
 		}
 	}
 	return out
+}
+
+// fetchFailed is told errors of fetching that no reader gets.
+func (i *Instance) fetchFailed(id ondemand.ObjectID, err error) {
+	var part *concat.PartError
+	if errors.As(err, &part) { // status shows it with its file
+		i.log.Warn("fetching ahead", "object", id.Short(), "file", part.Name, "err", err)
+		return
+	}
+	i.report("fetching "+id.Short(), err)
 }

@@ -99,6 +99,16 @@ func (o *Object) reach(r ondemand.Range) ondemand.Range {
 	return wide.Intersect(ondemand.Range{Off: from, Len: last + n - from}.Blocks(o.Size()))
 }
 
+// partEnd is where what comes together with the byte before off ends: read-ahead
+// goes no further, for whoever reads what is behind must not wait for it.
+func (o *Object) partEnd(off int64) int64 {
+	if off <= 0 {
+		return o.Size()
+	}
+	from, n := source.Part(o.blob, off-1)
+	return from + n
+}
+
 // align is r as the source would rather be asked for it, in whole blocks.
 func (o *Object) align(r ondemand.Range) ondemand.Range {
 	if r.Empty() {
@@ -160,7 +170,7 @@ func (o *Object) aheadLocked(a advice, parts []ondemand.Range) {
 			break
 		}
 	}
-	o.heads.granted(a, end, o.Size())
+	o.heads.granted(a, end, o.partEnd(a.ahead.Off))
 }
 
 // cross begins the window behind the one whose trigger a reader crossed.
@@ -170,7 +180,7 @@ func (o *Object) cross(head int) {
 	if o.closed || o.poison != nil {
 		return
 	}
-	a := o.heads.cross(head, o.Size())
+	a := o.heads.cross(head, o.partEnd(o.heads.all[head].hi.Load()))
 	o.aheadLocked(a, o.aheadPartsLocked(a))
 }
 

@@ -12,7 +12,8 @@ import "time"
 // near is how far the kernel reads ahead of a byte that is wanted, at most.
 const near = 1 << 20
 
-// failure is how a request has ended that somebody waited for.
+// failure is how a request has ended that somebody waited for; r is what it
+// speaks for.
 type failure struct {
 	r   Range
 	err error
@@ -26,7 +27,12 @@ func (t *Table) holds() time.Duration { return min(time.Second, t.deadline/2) }
 // rememberLocked keeps err, with which q ends.
 func (t *Table) rememberLocked(q *request, err error) {
 	id := q.object.ID()
-	if t.again == nil || !t.again(id) || time.Since(q.started) < t.holds() {
+	if t.again == nil || time.Since(q.started) < t.holds() {
+		return
+	}
+	from := max(0, q.r.Off-near)
+	r := t.again(id, q.r).Intersect(Range{Off: from, Len: q.r.End() + near - from})
+	if r.Empty() {
 		return
 	}
 	var kept []failure
@@ -38,13 +44,13 @@ func (t *Table) rememberLocked(q *request, err error) {
 	if t.failed == nil {
 		t.failed = make(map[ObjectID][]failure)
 	}
-	t.failed[id] = append(kept, failure{r: q.r, err: err, at: time.Now()})
+	t.failed[id] = append(kept, failure{r: r, err: err, at: time.Now()})
 }
 
 // rememberedLocked is the error that a read of r ends with at once, nil: none.
 func (t *Table) rememberedLocked(id ObjectID, r Range) error {
 	for _, f := range t.failed[id] {
-		if time.Since(f.at) < t.holds() && r.Off < f.r.End()+near && f.r.Off < r.End()+near {
+		if time.Since(f.at) < t.holds() && r.Overlaps(f.r) {
 			return f.err
 		}
 	}

@@ -13,7 +13,15 @@ func onAgainBench(t *testing.T, run func(b *bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		h := new(held)
-		again := func(id ObjectID) bool { return id == "one" }
+		again := func(id ObjectID, failed Range) Range {
+			if id != "one" {
+				return Range{}
+			}
+			if end := span(8000, 0).Off; failed.Off >= end { // which comes from elsewhere
+				return Range{Off: end, Len: 1 << 60}
+			}
+			return Range{Len: span(8000, 0).Off}
+		}
 		b := &bench{t, NewTable(h, TableOptions{Deadline: deadline, Again: again}), h, newObject("one", 10000)}
 		defer func() {
 			if err := b.Close(); err != nil {
@@ -93,5 +101,18 @@ func TestAFailureThatNobodyWaitedForIsNotHeld(t *testing.T) {
 		}
 		b.wants(c, broken)
 		b.wants(b.submit(span(100, 1)), broken)
+	})
+}
+
+func TestFailureSpeaksForItsOwnPart(t *testing.T) {
+	onAgainBench(t, func(b *bench) {
+		c := b.submit(span(8000, 1))
+		<-time.After(deadline)
+		if !b.expired(c) || !b.expired(b.submit(span(8001, 1))) {
+			t.Error("it waits on")
+		}
+		if b.expired(b.submit(span(7999, 1))) {
+			t.Error("what comes from elsewhere has failed")
+		}
 	})
 }

@@ -32,7 +32,7 @@ type Table struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	fills    sync.WaitGroup
-	again    func(ObjectID) bool
+	again    func(ObjectID, Range) Range
 
 	mu      sync.Mutex
 	closed  bool
@@ -66,10 +66,11 @@ type TableOptions struct {
 	// LookEvery is how often the reader of a request that goes on waiting is
 	// asked whether it is alive; zero means 5 s.
 	LookEvery time.Duration
-	// Again tells of objects whose readers ask again at once for what has failed,
-	// and for what lies behind it: what was waited for in vain fails them without
-	// another wait, for a second at most. nil: of none. It must not block.
-	Again func(ObjectID) bool
+	// Again tells what the failure of a range speaks for, where readers ask again
+	// at once for what has failed, and for what lies behind it: what was waited for
+	// in vain fails them without another wait, for a second at most. Only what lies
+	// near the range counts of the answer. nil: nothing. It must not block.
+	Again func(id ObjectID, failed Range) Range
 }
 
 // NewTable returns a table that brings data through filler.

@@ -92,7 +92,7 @@ func (o *object) Fill(p []byte, off int64) error {
 func (s *Set) verifyComplete(first, last int) {
 	for n := first; n < last; n++ {
 		p := &s.device.Parts[n]
-		if p.SHA256 == "" || p.Size <= concat.MaxWhole || !s.cached.Has(p.Range()) {
+		if p.SHA256 == "" || s.whole(n) || !s.cached.Has(p.Range()) {
 			continue
 		}
 		s.mu.Lock()

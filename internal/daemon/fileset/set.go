@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -96,7 +97,7 @@ func (l *Library) Open(d Device, cached *cache.Object, o Options) (*Set, error) 
 		}
 	}
 	var err error
-	s.blob, err = concat.New(concat.Options{Size: d.Size, Parts: parts, Open: s.open, Tell: s.tell, Close: s.close})
+	s.blob, err = concat.New(concat.Options{Size: d.Size, Parts: parts, Open: s.open, Tell: s.tell, Close: s.close, Name: s.path})
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +106,7 @@ func (l *Library) Open(d Device, cached *cache.Object, o Options) (*Set, error) 
 	if s.states, size, err = readLedger(name, len(d.Parts)); err != nil {
 		return nil, err
 	}
-	if err := s.settle(parts); err != nil {
+	if err := s.settle(); err != nil {
 		return nil, err
 	}
 	if o.Anew {
@@ -125,10 +126,10 @@ func (l *Library) Open(d Device, cached *cache.Object, o Options) (*Set, error) 
 }
 
 // settle decides what the ledger means for each part.
-func (s *Set) settle(parts []concat.Part) error {
+func (s *Set) settle() error {
 	for n := range s.states {
 		st, p := &s.states[n], &s.device.Parts[n]
-		if parts[n].Whole() {
+		if s.whole(n) {
 			continue // verified before it is present, of whatever version
 		}
 		if s.o.Anew {
@@ -189,6 +190,14 @@ func digestOf(name string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
+func (s *Set) path(n int) string { return s.device.Parts[n].Path }
+
+// whole tells whether a part is verified before any of it is present.
+func (s *Set) whole(n int) bool {
+	p := &s.device.Parts[n]
+	return p.SHA256 != "" && p.Size <= concat.MaxWhole
+}
+
 // open returns the blob of a part.
 func (s *Set) open(n int) (source.Blob, error) {
 	s.mu.Lock()
@@ -198,16 +207,19 @@ func (s *Set) open(n int) (source.Blob, error) {
 	case s.closed:
 		return nil, ondemand.ErrDetached
 	case st.Wrong:
-		return nil, fmt.Errorf("%s: %w", p.Path, concat.ErrDigest)
+		return nil, concat.ErrDigest
 	case st.Changed:
-		return nil, fmt.Errorf("%s: %w", p.Path, errChanged)
+		return nil, errChanged
 	}
 	if b := s.blobs[n]; b != nil {
 		return b, nil
 	}
 	var b source.Blob
 	var err error
-	if st.Bound && st.Source == digestOf(p.URL) {
+	known := st.Bound && st.Source == digestOf(p.URL)
+	if known || s.whole(n) && !filepath.IsAbs(p.URL) {
+		// Of a part that is verified first any version will do, so that its source
+		// is not asked which it has.
 		if b, err = s.o.Sources.Reopen(p.URL, st.identity(p.Size), st.Sequential); err != nil {
 			return nil, err
 		}
@@ -231,7 +243,7 @@ func (s *Set) open(n int) (source.Blob, error) {
 // bind notes the version that the source of a part has, before a byte of it is read.
 func (s *Set) bind(n int, got source.Blob) error {
 	p := &s.device.Parts[n]
-	if p.SHA256 != "" && p.Size <= concat.MaxWhole {
+	if s.whole(n) {
 		return nil
 	}
 	s.mu.Lock()
@@ -255,7 +267,7 @@ func (s *Set) tell(n int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.states[n]
-	whole := s.device.Parts[n].SHA256 != "" && s.device.Parts[n].Size <= concat.MaxWhole
+	whole := s.whole(n)
 	switch {
 	case s.closed || st.Wrong || st.Changed:
 		return

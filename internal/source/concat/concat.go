@@ -44,14 +44,15 @@ func (p *Part) Whole() bool { return p.HasDigest && p.Size <= MaxWhole }
 
 // PartError is what one part fails with.
 type PartError struct {
-	// Part is its index.
+	// Part is its index, Name what Options call it.
 	Part int
+	Name string
 	// Err is what went wrong.
 	Err error
 }
 
-// Error is the text of what went wrong, which names the source.
-func (e *PartError) Error() string { return e.Err.Error() }
+// Error names the part.
+func (e *PartError) Error() string { return e.Name + ": " + e.Err.Error() }
 
 // Unwrap is the error, unless it would say something of the whole blob.
 func (e *PartError) Unwrap() error {
@@ -71,6 +72,8 @@ type Options struct {
 	// Open returns the blob of a part, which stays the caller's. It is called
 	// for each reading of a part, possibly concurrently, and asks nothing.
 	Open func(part int) (source.Blob, error)
+	// Name is what messages call a part; nil: its number.
+	Name func(part int) string
 	// Tell, if not nil, is told how each reading of a part ended: nil where it
 	// gave its bytes. Readings that were cancelled are not told.
 	Tell func(part int, err error)
@@ -97,6 +100,9 @@ func New(o Options) (*Blob, error) {
 			return nil, fmt.Errorf("join parts: part %d at [%d,+%d) of %d bytes", i, p.Off, p.Size, o.Size)
 		}
 		end = p.End()
+	}
+	if o.Name == nil {
+		o.Name = func(part int) string { return fmt.Sprintf("part %d", part) }
 	}
 	if o.Tell == nil {
 		o.Tell = func(int, error) {}

@@ -98,7 +98,7 @@ func (r *reader) tell(err error) {
 
 func (r *reader) fail(err error) error {
 	r.tell(err)
-	return &PartError{Part: r.next, Err: err}
+	return &PartError{Part: r.next, Name: r.b.o.Name(r.next), Err: err}
 }
 
 // request asks for what the range has of the part.
