@@ -71,6 +71,9 @@ func run(o options) (err error) {
 		{"rclone", true, besideRclone},
 		{"firstbyte", false, firstByte},
 		{"metadata", false, metadata},
+		{"present", false, presentFiles},
+		{"find", false, findAll},
+		{"readahead", false, readAheads},
 	} {
 		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), m.name) {
 			continue

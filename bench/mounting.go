@@ -18,7 +18,7 @@ func firstByte(b *bench) error {
 		name  string
 		mount func(*image, string) (*mounted, error)
 	}{{"`mount --foreground`", b.mount}, {"`mount` with a daemon", b.mountByDaemon}} {
-		var total, ready []time.Duration
+		var total, ready, cpu []time.Duration
 		var worst tally
 		for n := range b.rounds + 2 {
 			root := b.path(fmt.Sprintf("root-first-%d", n))
@@ -33,11 +33,11 @@ func firstByte(b *bench) error {
 			if err := errors.Join(err, m.close(), os.RemoveAll(root)); err != nil {
 				return err
 			}
-			total, ready = append(total, took), append(ready, m.ready.Sub(m.began))
+			total, ready, cpu = append(total, took), append(ready, m.ready.Sub(m.began)), append(cpu, m.cpu())
 			worst.layer, worst.requests, worst.bytes = max(worst.layer, count.layer), max(worst.requests, count.requests), max(worst.bytes, count.bytes)
 		}
 		row(fmt.Sprintf("first byte of an image of %d MB in %d layers, %s, registry behind 10 ms and 50 MB/s", img.size/1e6, len(img.layers), way.name),
-			fmt.Sprintf("%s, of which %s until mounted", ms(median(total)), ms(median(ready))), "", "", "at most 400 ms")
+			fmt.Sprintf("%s, of which %s until mounted (%s of processors)", ms(median(total)), ms(median(ready)), ms(median(cpu))), "", "", "at most 400 ms")
 		row("requests before that byte: most for one layer", fmt.Sprintf("%d (%d in all, %.1f MB)", worst.layer, worst.requests, float64(worst.bytes)/1e6), "", "", "at most 3")
 	}
 	return nil
@@ -50,7 +50,7 @@ func metadata(b *bench) error {
 	if err != nil {
 		return err
 	}
-	var built, whole, again []time.Duration
+	var built, whole, again, cpu []time.Duration
 	for n := range b.rounds {
 		root := b.path(fmt.Sprintf("root-many-%d", n))
 		for second := range 2 {
@@ -60,14 +60,14 @@ func metadata(b *bench) error {
 				return err
 			}
 			took := m.ready.Sub(m.began)
+			if err := m.close(); err != nil {
+				return err
+			}
 			if second == 1 {
 				again = append(again, took)
 			} else {
 				whole = append(whole, took)
-				built = append(built, m.ready.Sub(b.registry.line.count(nil).last))
-			}
-			if err := m.close(); err != nil {
-				return err
+				built, cpu = append(built, m.ready.Sub(b.registry.line.count(nil).last)), append(cpu, m.cpu())
 			}
 		}
 		if err := os.RemoveAll(root); err != nil {
@@ -75,7 +75,7 @@ func metadata(b *bench) error {
 		}
 	}
 	row(fmt.Sprintf("metadata of %d files in one layer, from the last byte of the table of contents to the mount", manyFiles),
-		fmt.Sprintf("%s (%s from the command on)", ms(median(built)), ms(median(whole))), "", "", "under 1 s")
+		fmt.Sprintf("%s (%s from the command on, %s of processors)", ms(median(built)), ms(median(whole)), ms(median(cpu))), "", "", "under 1 s")
 	row("the same mounted again from the cache", ms(median(again)), "", "", "under 150 ms")
 	return nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -94,49 +94,68 @@ func (m *mounted) firstByte(name string) (err error) {
 
 // missing is how many bytes of the image are not in the cache.
 func (m *mounted) missing() (n int64, err error) {
-	out, err := exec.Command(m.b.lacuna, "--root", m.root, "status", "--json").Output()
+	s, err := m.b.status(m.root)
+	if err == nil && len(s.Mounted) != 1 {
+		err = fmt.Errorf("%d images are mounted", len(s.Mounted))
+	}
 	if err != nil {
 		return 0, err
 	}
-	var s struct {
-		Mounts []struct {
-			Layers []struct{ Size, Present int64 }
-		}
-	}
-	if err := json.Unmarshal(out, &s); err != nil {
-		return 0, err
-	}
-	if len(s.Mounts) != 1 {
-		return 0, fmt.Errorf("%d mounts", len(s.Mounts))
-	}
-	for _, l := range s.Mounts[0].Layers {
+	for _, l := range s.Mounted[0].Layers {
 		n += l.Size - l.Present
 	}
 	return n, nil
 }
 
-// readAhead sets how far the kernel reads ahead in the mount's files. EROFS gives
-// its superblocks read-ahead settings of their own under /sys/class/bdi, with
-// names that count up: the newest is the mount's.
-func readAhead(kib int) error {
-	names, err := filepath.Glob("/sys/class/bdi/erofs-*/read_ahead_kb")
+// newestBDI is the file with the read-ahead of the newest EROFS mount. EROFS
+// gives its superblocks names that count up (fs/erofs/super.c, super_setup_bdi).
+func newestBDI() (string, error) {
+	names, err := filepath.Glob("/sys/class/bdi/erofs-*")
 	if err != nil {
-		return err
+		return "", err
 	}
 	newest, last := "", -1
 	for _, name := range names {
 		var n int
-		if _, err := fmt.Sscanf(filepath.Base(filepath.Dir(name)), "erofs-%d", &n); err == nil && n > last {
+		if _, err := fmt.Sscanf(filepath.Base(name), "erofs-%d", &n); err == nil && n > last {
 			newest, last = name, n
 		}
 	}
 	if newest == "" {
-		return errors.New("no EROFS mount")
+		return "", errors.New("no EROFS mount")
 	}
-	return os.WriteFile(newest, strconv.AppendInt(nil, int64(kib), 10), 0)
+	return filepath.Join(newest, "read_ahead_kb"), nil
+}
+
+// readAhead sets how far the kernel reads ahead in the files of the newest mount.
+func readAhead(kib int) error {
+	name, err := newestBDI()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, strconv.AppendInt(nil, int64(kib), 10), 0)
+}
+
+// readAheadNow tells how far that is.
+func readAheadNow() (int, error) {
+	name, err := newestBDI()
+	if err != nil {
+		return 0, err
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
 // close unmounts it and ends lacuna.
 func (m *mounted) close() error {
 	return errors.Join(m.cmd.Process.Signal(syscall.SIGTERM), m.cmd.Wait())
+}
+
+// cpu is the processors' time that lacuna's processes have taken from start to
+// end; other work on the machine does not add to it.
+func (m *mounted) cpu() time.Duration {
+	return m.cmd.ProcessState.UserTime() + m.cmd.ProcessState.SystemTime()
 }

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/lacunafs/lacuna/internal/control"
 )
 
 // bench is a web server with files, and what is to be cleaned up.
@@ -141,14 +143,29 @@ func (i *instance) close() error {
 }
 
 func (i *instance) worker() (int, error) {
-	out, err := exec.Command(i.b.lacuna, "--root", i.root, "status", "--json").Output()
+	s, err := i.b.status(i.root)
+	return s.WorkerPID, err
+}
+
+// hits is how many events there have been that found their range present.
+func (i *instance) hits() (uint64, error) {
+	s, err := i.b.status(i.root)
+	if err == nil && len(s.Attached) != 1 {
+		err = fmt.Errorf("%d files are attached", len(s.Attached))
+	}
 	if err != nil {
 		return 0, err
 	}
-	var s struct {
-		WorkerPID int `json:"worker_pid"`
+	return s.Attached[0].Hits, nil
+}
+
+// status asks the instance that has the cache root.
+func (b *bench) status(root string) (s control.Status, err error) {
+	out, err := exec.Command(b.lacuna, "--root", root, "status", "--json").Output()
+	if err != nil {
+		return s, fmt.Errorf("status: %w", err)
 	}
-	return s.WorkerPID, json.Unmarshal(out, &s)
+	return s, json.Unmarshal(out, &s)
 }
 
 // dropCaches empties the page cache, so that reads come from the disk.
