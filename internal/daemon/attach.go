@@ -64,6 +64,9 @@ func (i *Instance) Attach(ctx context.Context, q control.AttachRequest) (control
 		return reply, errors.Join(err, blob.Close())
 	}
 	id, err := where.id(q.SHA256)
+	if err == nil {
+		err = refuseTooLarge(where)
+	}
 	if err != nil {
 		i.unclaim(path)
 		return reply, errors.Join(err, blob.Close())
@@ -324,7 +327,7 @@ func (i *Instance) releaseLocked(o *servedObject, forget bool) error {
 	i.parts.Delete(id)
 	err = errors.Join(err, o.blob.Close(), o.cached.Close())
 	if forget {
-		err = errors.Join(err, i.root.Remove(id))
+		err = errors.Join(err, i.removeObject(id))
 	}
 	return err
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/control"
-	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -22,13 +21,13 @@ import (
 
 // breakLocked keeps rec as one that cannot be served because of why. fresh: nobody
 // has marked it for this group.
-func (i *Instance) breakLocked(rec record, mounts []mount.Mount, fresh bool, why error) {
+func (i *Instance) breakLocked(rec record, fresh bool, why error) {
 	i.note(fmt.Sprintf("going on with %s: %v", rec.Path, why))
 	i.log.Error("going on with what was served", "path", rec.Path, "err", why)
 	if i.files[rec.Path] == nil {
 		i.files[rec.Path] = &attachedFile{record: rec, broken: why}
 	}
-	if !fresh || rec.Kind == kindBind || !rec.standing(mounts) {
+	if alive, err := rec.alive(); !fresh || rec.Kind == kindBind || err == nil && !alive {
 		return
 	}
 	for _, id := range i.shownBy(rec) {

@@ -3,11 +3,10 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/mount"
 )
 
 // Ways past the front end: readers that raise no event, or whose events are let
@@ -16,19 +15,14 @@ import (
 // loopUsers are loop devices over one of the files. Their reads skip the
 // kernel's hook (drivers/block/loop.c since Linux 6.15): holes read as zeros.
 func loopUsers(files map[string]bool) ([]string, error) {
-	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	devices, err := mount.LoopDevices()
 	if err != nil {
 		return nil, err
 	}
 	var found []string
-	for _, name := range names {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			continue // detached meanwhile
-		}
-		if file := strings.TrimSuffix(string(b), "\n"); files[file] {
-			device := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(name)))
-			found = append(found, fmt.Sprintf("%s reads %s without waiting for what is missing, and sees zeros there: take it away, `lacuna hydrate` the file, and set it up again", device, file))
+	for device, file := range devices {
+		if files[file] {
+			found = append(found, fmt.Sprintf("%s reads %s without waiting for what is missing, and sees zeros there: take it away, and set it up again once the file is complete", device, file))
 		}
 	}
 	return found, nil

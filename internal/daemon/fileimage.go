@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/erofs"
+	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
 // filesDir holds the filesystem images of attached files, each called after its
@@ -25,11 +27,10 @@ const (
 // fileImage is the path of the filesystem image that shows the object as a file;
 // it is made where it is not there.
 func (i *Instance) fileImage(object *cache.Object, where origin) (string, error) {
-	dir := filepath.Join(i.root.Dir(), filesDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	name := i.fileImageName(object.ID())
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return "", fmt.Errorf("make a filesystem image: %w", err)
 	}
-	name := filepath.Join(dir, string(object.ID())+imageSuffix)
 	if _, err := os.Stat(name); err == nil {
 		return name, nil
 	} else if !errors.Is(err, os.ErrNotExist) {
@@ -43,6 +44,31 @@ func (i *Instance) fileImage(object *cache.Object, where origin) (string, error)
 		return "", fmt.Errorf("make a filesystem image: %w", err)
 	}
 	return name, nil
+}
+
+func (i *Instance) fileImageName(id ondemand.ObjectID) string {
+	return filepath.Join(i.root.Dir(), filesDir, string(id)+imageSuffix)
+}
+
+// removeObject removes an object that is of no use any more, with its image.
+func (i *Instance) removeObject(id ondemand.ObjectID) error {
+	err := os.Remove(i.fileImageName(id))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, i.root.Remove(id))
+}
+
+// largestFile is what an image can show: 32 bits count the blocks of both the
+// image, which has one, and its device.
+const largestFile = (1<<32 - 2) * erofs.BlockSize
+
+// refuseTooLarge refuses what no image can show.
+func refuseTooLarge(where origin) error {
+	if where.Identity.Size > largestFile {
+		return refuse(control.ExitError, "", "attach %s: it has %d bytes, and 16 TiB are possible", where.redacted(), where.Identity.Size)
+	}
+	return nil
 }
 
 func imageOfFile(object *cache.Object, modified time.Time) *erofs.Image {
@@ -67,6 +93,10 @@ func (o origin) modified() time.Time {
 		if t, err := http.ParseTime(date); err == nil {
 			return t
 		}
+	}
+	var ns int64
+	if _, err := fmt.Sscanf(o.Identity.Validator, "mtime %d ", &ns); err == nil && o.Kind == originFile {
+		return time.Unix(0, ns)
 	}
 	return time.Now()
 }

@@ -17,24 +17,30 @@ func (i *Instance) restoreMount(rec record, mounts []mount.Mount, alone *control
 	if err != nil {
 		return err
 	}
-	if alone == nil {
-		if mounted || alive {
-			return i.remountLocked(rec, !mounted)
-		}
-		return i.dropMount(rec)
-	}
-	if mounted {
+	if alone != nil && (mounted || alive) {
 		alone.Files = append(alone.Files, rec.Path)
-		err := mount.Unmount(rec.Path, false)
-		if errors.Is(err, syscall.EBUSY) {
-			// In use: from now on it is guarded again.
-			return i.remountLocked(rec, false)
-		}
-		if err != nil {
+		if mounted, alive, err = tryTakeDown(rec, mounted); err != nil {
 			return err
 		}
 	}
+	if mounted || alive {
+		// In use: from now on it is guarded again.
+		return i.remountLocked(rec, !mounted)
+	}
 	return i.dropMount(rec)
+}
+
+// tryTakeDown unmounts what nobody has guarded, and tells whether it is mounted
+// then, and whether its filesystem lives.
+func tryTakeDown(rec record, mounted bool) (stands, alive bool, err error) {
+	if mounted {
+		err := mount.Unmount(rec.Path, false)
+		if stands = errors.Is(err, syscall.EBUSY); err != nil && !stands {
+			return stands, true, err
+		}
+	}
+	alive, err = rec.alive()
+	return stands, alive, err
 }
 
 // remountLocked goes on with a mount that stands. Where some of its devices cannot

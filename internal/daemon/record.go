@@ -40,12 +40,15 @@ type record struct {
 	Placeholder bool `json:"placeholder,omitempty"`
 	// Forget: the object cannot be recognised again and goes with its last file.
 	Forget bool `json:"forget,omitempty"`
-	// Plan is the key of a mounted image's plan, Superblock names its filesystem
-	// (see mount.Alive; empty before it is mounted), and Mount is what was asked for.
-	Plan       string                `json:"plan,omitempty"`
-	Superblock string                `json:"superblock,omitempty"`
-	Device     uint64                `json:"device,omitempty"` // st_dev of its files
-	Mount      *control.MountRequest `json:"mount,omitempty"`
+	// Superblock names the filesystem that shows it (see mount.Alive), and Device is
+	// st_dev of its files; empty in a record from before the machine was restarted.
+	Superblock string `json:"superblock,omitempty"`
+	Device     uint64 `json:"device,omitempty"`
+	// Boot is the run of the machine that Superblock and Device are of.
+	Boot string `json:"boot,omitempty"`
+	// Plan is the key of a mounted image's plan, Mount what was asked for.
+	Plan  string                `json:"plan,omitempty"`
+	Mount *control.MountRequest `json:"mount,omitempty"`
 	// Devnode is the bound directory's socket.
 	Devnode string `json:"devnode,omitempty"`
 	// Tag is what the daemon on the devnode last called itself.
@@ -71,6 +74,11 @@ func (r records) name(path string) string {
 // put makes rec durable.
 func (r records) put(rec record) error {
 	rec.Version = recordVersion
+	boot, err := bootID()
+	if err != nil {
+		return fmt.Errorf("record %s: %w", rec.Path, err)
+	}
+	rec.Boot = boot
 	b, err := json.Marshal(rec)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", rec.Path, err)
@@ -128,7 +136,21 @@ func readRecord(name string) (rec record, err error) {
 	if rec.Version != recordVersion {
 		return rec, fmt.Errorf("read record %s: version %d, this program knows %d", name, rec.Version, recordVersion)
 	}
+	boot, err := bootID()
+	if err != nil {
+		return rec, fmt.Errorf("read record %s: %w", name, err)
+	}
+	if rec.Boot != boot {
+		// The kernel counts both from the start again: they name others now.
+		rec.Superblock, rec.Device = "", 0
+	}
 	return rec, nil
+}
+
+// bootID is the machine's name for the time since it was started (random(4)).
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
 }
 
 // writeDurably replaces the file name by one with this content.

@@ -22,7 +22,12 @@ func TestRecordsComeBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	boot, err := bootID()
+	if err != nil {
+		t.Fatal(err)
+	}
 	file.Version, dir.Version = recordVersion, recordVersion
+	file.Boot, dir.Boot = boot, boot
 	got := make(map[string]record)
 	list, err := r.list()
 	for _, rec := range list {
@@ -38,6 +43,30 @@ func TestRecordsComeBack(t *testing.T) {
 	}
 	if list, err := r.list(); err != nil || len(list) != 1 || list[0] != dir {
 		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestRecordFromBeforeARestartNamesNoFilesystem(t *testing.T) {
+	r, err := openRecords(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := record{Kind: kindAttach, Path: "/now", Superblock: "erofs-1", Device: 7}
+	if err := r.put(now); err != nil {
+		t.Fatal(err)
+	}
+	before := `{"version":1,"kind":"attach","path":"/before","superblock":"erofs-1","device":7,"boot":"another"}`
+	if err := os.WriteFile(r.name("/before"), []byte(before), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := r.list()
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	for _, rec := range list {
+		if known := rec.Superblock != "" && rec.Device == 7; known != (rec.Path == "/now") || !known && rec.Superblock != "" {
+			t.Errorf("%+v", rec)
+		}
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
@@ -38,7 +37,7 @@ func (i *Instance) restore(fresh bool) error {
 	for _, rec := range list {
 		if err := i.restoreOne(rec, mounts, alone); err != nil {
 			// One that cannot be served must not keep the others from it.
-			i.breakLocked(rec, mounts, fresh, err)
+			i.breakLocked(rec, fresh, err)
 		}
 	}
 	if fresh {
@@ -68,32 +67,31 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 		return i.restoreMount(rec, mounts, alone)
 	}
 	mounted := rec.standing(mounts)
-	if alone == nil {
-		alive, err := rec.alive()
-		if err != nil {
+	alive, err := rec.alive()
+	if err != nil {
+		return err
+	}
+	if alone != nil && (mounted || alive) {
+		alone.Files = append(alone.Files, rec.Path)
+		if mounted, alive, err = tryTakeDown(rec, mounted); err != nil {
 			return err
 		}
-		if !mounted && !alive {
-			// The worker before died between the record and the mount.
-			return i.dropLocked(rec)
+		if !mounted && alive {
+			err = dropPlaceholder(rec)
 		}
-		return i.reattachLocked(rec, !mounted)
 	}
-	if !mounted {
-		return i.dropLocked(rec) // the machine was restarted
+	if err != nil {
+		return err
 	}
-	alone.Files = append(alone.Files, rec.Path)
-	err := mount.Unmount(rec.Path, false)
-	if err == nil {
+	if !mounted && !alive {
+		// Nobody used it, or the machine was restarted, or who served it died
+		// between the record and the mount.
 		return i.dropLocked(rec)
 	}
-	if !errors.Is(err, syscall.EBUSY) {
+	if err := i.reattachLocked(rec, !mounted); err != nil || alone == nil {
 		return err
 	}
 	// In use: from now on it is guarded again.
-	if err := i.reattachLocked(rec, false); err != nil {
-		return err
-	}
 	alone.Users = append(alone.Users, rec.users(i.client.KeeperPID()))
 	return nil
 }
@@ -103,7 +101,7 @@ func (i *Instance) dropLocked(rec record) error {
 	err := errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
 	id := ondemand.ObjectID(rec.Object)
 	if rec.Forget && i.objects[id] == nil {
-		if e := i.root.Remove(id); !errors.Is(e, cache.ErrNoObject) {
+		if e := i.removeObject(id); !errors.Is(e, cache.ErrNoObject) {
 			err = errors.Join(err, e)
 		}
 	}

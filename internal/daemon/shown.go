@@ -103,6 +103,15 @@ func (rec *record) users(except ...int) string {
 			found = append(found, "process "+u.String())
 		}
 	}
+	loops, err := mount.LoopDevices()
+	if err != nil {
+		return "somebody (" + err.Error() + ")"
+	}
+	for device, file := range loops {
+		if file == rec.Path || strings.HasPrefix(file, rec.Path+"/") {
+			found = append(found, "the loop device "+device)
+		}
+	}
 	if len(found) == 0 {
 		return "a process that is not visible here"
 	}

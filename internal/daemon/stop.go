@@ -152,7 +152,11 @@ func takeDown(root string, held keeper.Held, except ...int) (left []string, err 
 		return nil, err
 	}
 	for _, m := range mounts {
-		if !isOwnMount(m, root) {
+		own := isOwnMount(m, root)
+		for _, rec := range recs {
+			own = own || rec.shows(m)
+		}
+		if !own {
 			continue
 		}
 		if err := mount.Unmount(m.Point, false); err != nil {

@@ -252,6 +252,32 @@ func TestBothKilledFileInUseIsGuardedAgain(t *testing.T) {
 	a.wantGone()
 }
 
+// Who has it open is guarded again also where somebody has unmounted it meanwhile.
+func TestBothKilledUnmountedFileIsGuardedAgain(t *testing.T) {
+	a := attachedToDaemon(t, "")
+	h := hold(t, a.file)
+	h.wantPattern(stormSeed, a.missing(), 10000)
+	s := a.status()
+	a.kill(s.WorkerPID, s.KeeperPID)
+	if err := syscall.Unmount(a.file, syscall.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	a.startDaemon()
+	h.wantPattern(stormSeed, a.missing(), 10000)
+	if s = a.status(); len(s.Attached) != 1 || len(s.Unguarded) != 1 {
+		t.Errorf("attached %+v, unguarded %+v", s.Attached, s.Unguarded)
+	}
+	h.close()
+	eventually(t, 20*time.Second, func() error {
+		if s := a.status(); len(s.Attached) > 0 {
+			return fmt.Errorf("attached: %+v", s.Attached)
+		}
+		return nil
+	})
+	a.stop()
+	a.wantGone()
+}
+
 func TestNobodyReadsTheLog(t *testing.T) {
 	a := newAttached(t, "")
 	a.deaf = true

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"syscall"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ const holderEnv = "LACUNA_E2E_HOLDER"
 type holderRequest struct {
 	Off int64
 	Len int
+	Map string // read through a mapping: "normal", or "random" (madvise(2))
 }
 
 type holderReply struct {
@@ -39,6 +41,8 @@ func beHolder() {
 	if err != nil {
 		os.Exit(1)
 	}
+	debug.SetPanicOnFault(true)
+	mappings := make(map[string][]byte)
 	out, in := json.NewEncoder(os.Stdout), json.NewDecoder(os.Stdin)
 	if out.Encode(holderReply{}) != nil {
 		os.Exit(1)
@@ -50,7 +54,12 @@ func beHolder() {
 		}
 		var reply holderReply
 		buf := make([]byte, q.Len)
-		n, err := f.ReadAt(buf, q.Off)
+		var n int
+		if q.Map != "" {
+			n, err = readMapped(mappings, f, q, buf)
+		} else {
+			n, err = f.ReadAt(buf, q.Off)
+		}
 		reply.Data = buf[:n]
 		if err != nil && !errors.As(err, &reply.Errno) && !errors.Is(err, io.EOF) {
 			os.Exit(1)
@@ -59,6 +68,32 @@ func beHolder() {
 			os.Exit(1)
 		}
 	}
+}
+
+// readMapped reads through a mapping of the whole file. SIGBUS is EFAULT here.
+func readMapped(mappings map[string][]byte, f *os.File, q holderRequest, buf []byte) (n int, err error) {
+	defer func() {
+		if recover() != nil {
+			n, err = 0, syscall.EFAULT
+		}
+	}()
+	if mappings[q.Map] == nil {
+		st, err := f.Stat()
+		if err != nil {
+			return 0, err
+		}
+		m, err := syscall.Mmap(int(f.Fd()), 0, int(st.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
+		if err != nil {
+			return 0, err
+		}
+		if q.Map == "random" {
+			if err := syscall.Madvise(m, syscall.MADV_RANDOM); err != nil {
+				return 0, err
+			}
+		}
+		mappings[q.Map] = m
+	}
+	return copy(buf, mappings[q.Map][q.Off:]), nil
 }
 
 // holder is a process that has a file open.
@@ -109,7 +144,12 @@ func (h *holder) reply() holderReply {
 // read reads through the descriptor that is open.
 func (h *holder) read(off int64, n int) holderReply {
 	h.t.Helper()
-	if err := json.NewEncoder(h.in).Encode(holderRequest{off, n}); err != nil {
+	return h.ask(holderRequest{Off: off, Len: n})
+}
+
+func (h *holder) ask(q holderRequest) holderReply {
+	h.t.Helper()
+	if err := json.NewEncoder(h.in).Encode(q); err != nil {
 		h.t.Fatal(err)
 	}
 	return h.reply()

@@ -133,7 +133,7 @@ func TestManyAttachedFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
+	defer func() { client.Close() }()
 	reader := ondemandtest.StartReader(t)
 	file := func(n int) string { return filepath.Join(i.dir, fmt.Sprintf("file%d", n)) }
 	round := func(from, to int) {
@@ -152,6 +152,20 @@ func TestManyAttachedFiles(t *testing.T) {
 		}
 		fds, rss := descriptorsOf(t, worker), residentOf(t, worker)
 		t.Logf("all read: %d descriptors, %d MiB", fds, rss>>20)
+		if to-from > 10 {
+			began = time.Now()
+			i.kill(worker)
+			client.Close()
+			worker = i.waitWorker(worker)
+			if r := reader.Read(file(from), 900000, 4096); !bytes.Equal(r.Data, pattern(stormSeed, 900000, 4096)) {
+				t.Fatalf("read after the worker was killed: %v", r.Errno)
+			}
+			t.Logf("killed: the next worker serves after %v", time.Since(began).Round(time.Millisecond))
+			i.waitReady()
+			if client, err = control.Dial(ctx, filepath.Join(i.root, "lacuna.sock")); err != nil {
+				t.Fatal(err)
+			}
+		}
 		began = time.Now()
 		for n := from; n < to; n++ {
 			if err := client.Detach(ctx, control.DetachRequest{Path: file(n)}); err != nil {

@@ -1,0 +1,52 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// A worker that dies in the middle of an attach leaves nothing that its successor
+// does not go on with or undo.
+func TestWorkerKilledWhileItAttaches(t *testing.T) {
+	rng, _ := newRand(t)
+	a := newAttached(t, "")
+	a.startDaemon()
+	attached := 0
+	for n := range 12 {
+		file := fmt.Sprint(a.file, n)
+		done := make(chan error, 1)
+		go func() {
+			_, err := a.try("attach", a.server.URL()+"?"+fmt.Sprint(n), file)
+			done <- err
+		}()
+		pause(20*time.Millisecond + time.Duration(rng.Int64N(int64(60*time.Millisecond))))
+		a.kill(a.worker())
+		err := <-done
+		a.waitReady()
+		st, err2 := os.Stat(file)
+		switch {
+		case err == nil && (err2 != nil || st.Size() != attachedSize):
+			t.Fatalf("it was attached and is not there: %v, %v", st, err2)
+		case err2 == nil && st.Size() != attachedSize:
+			t.Fatalf("the placeholder of %v is left: %v", err, st)
+		case err2 == nil:
+			attached++
+			if r := a.reader.Read(file, 5<<20, 5000); !bytes.Equal(r.Data, pattern(stormSeed, 5<<20, 5000)) {
+				t.Fatalf("read: %v", r.Errno)
+			}
+		}
+		if s := a.status(); len(s.Attached) != attached || len(mountsBelow(a.dir)) != attached {
+			t.Fatalf("%d are attached: %+v, mounts %v", attached, s.Attached, mountsBelow(a.dir))
+		}
+		if left, err := filepath.Glob(filepath.Join(a.root, "step-*")); err != nil || len(left) > 0 {
+			t.Fatalf("left: %v, %v", left, err)
+		}
+	}
+	t.Logf("%d of 12 were attached", attached)
+	a.stop()
+	a.wantGone()
+}
