@@ -11,10 +11,11 @@ import (
 	"github.com/lacunafs/lacuna/internal/daemon"
 )
 
-// mountCmd makes an image appear as a directory.
+// mountCmd makes an image, or the files of a manifest, appear as a directory.
 type mountCmd struct {
-	Image      string `arg:"" name:"IMAGE" help:"Reference of an image, or oci-layout:DIR or docker-archive:FILE."`
-	Dir        string `arg:"" name:"DIR" help:"Where it appears: a name that is free, or an empty directory."`
+	Image      string `arg:"" name:"IMAGE" optional:"" help:"Reference of an image, or oci-layout:DIR or docker-archive:FILE."`
+	Dir        string `arg:"" name:"DIR" optional:"" help:"Where it appears: a name that is free, or an empty directory."`
+	Manifest   string `placeholder:"FILE" help:"Mount the files that it lists, in place of an image: lacuna mount --manifest FILE DIR."`
 	Platform   string `placeholder:"OS/ARCH" help:"Which image of an index; this machine's by default."`
 	Authfile   string `placeholder:"FILE" help:"Credentials, in the form of docker's config.json or podman's auth.json."`
 	HostsDir   string `placeholder:"DIR" help:"Mirrors, as containerd's certs.d directory has them."`
@@ -37,6 +38,18 @@ Credentials come from docker's configuration, or from --authfile. Registries on
 this machine, and those for which --plain-http is given, are spoken to without
 encryption.
 
+With --manifest there is no IMAGE, and FILE is a JSON list of files, each with
+its source:
+
+  [{"path": "train/0.tar", "url": "https://example.org/0.tar", "size": 1048576,
+    "sha256": "...", "mode": "0444", "mtime": "2026-01-02T15:04:05Z"}]
+
+path and url are needed; url may be the absolute path of a local file. A source
+is asked for a size that is left out; where all are there, the mount takes no
+network. Files with a sha256 of up to 1 MiB are verified before they are read,
+larger ones once all of one is here. A file whose source fails, has changed or
+has another digest gives EIO; the others do not.
+
 Where a daemon listens, it serves DIR, and the command returns. Otherwise the
 command serves it itself: it prints "ready" when it is mounted, runs until
 SIGINT or SIGTERM, and unmounts it again.
@@ -47,7 +60,7 @@ SIGINT or SIGTERM, and unmounts it again.
 EXIT STATUS
   0  it is mounted; in the foreground: it was, until a signal
   1  error, such as a full disk
-  2  wrong usage: DIR is not empty, lies in the cache, has no parent
+  2  wrong usage, a manifest that is none; DIR is not empty, lies in the cache
   3  not supported by this kernel or the cache's filesystem, or not root
   4  a layer or the manifest is not what its digest says
   5  the registry cannot be reached, or does not give the image
@@ -60,6 +73,9 @@ func (c *mountCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if err := c.check(); err != nil {
+		return err
+	}
 	q := control.MountRequest{Platform: c.Platform, PlainHTTP: c.PlainHTTP, DockerConfig: dockerConfig()}
 	if q.Image, err = absoluteImage(c.Image); err != nil {
 		return err
@@ -67,7 +83,7 @@ func (c *mountCmd) Run(a *app) error {
 	for _, p := range []struct {
 		to   *string
 		from string
-	}{{&q.Dir, c.Dir}, {&q.Authfile, c.Authfile}, {&q.HostsDir, c.HostsDir}} {
+	}{{&q.Dir, c.Dir}, {&q.Authfile, c.Authfile}, {&q.HostsDir, c.HostsDir}, {&q.Manifest, c.Manifest}} {
 		if p.from == "" && p.to != &q.Dir {
 			continue
 		}
@@ -81,7 +97,7 @@ func (c *mountCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	told := a.tellLater("asking for " + c.Image)
+	told := a.tellLater("asking for " + c.Image + c.Manifest)
 	defer told()
 	if client == nil {
 		return a.foreground(daemon.Settings{Config: cfg, Mount: &q}, told)
@@ -93,7 +109,29 @@ func (c *mountCmd) Run(a *app) error {
 		return err
 	}
 	a.notes(reply.Notes)
+	if c.Manifest != "" {
+		return a.print("mounted %s (%s, %s)\n", pathText(q.Dir), count(reply.Files, "file"), sizeText(reply.Size))
+	}
 	return a.print("mounted %s (%s, %s, %s)\n", pathText(q.Dir), count(reply.Layers, "layer"), count(reply.Files, "file"), sizeText(reply.Size))
+}
+
+// check wants an image or a manifest, and a directory.
+func (c *mountCmd) check() error {
+	wrong := func(message string) error {
+		return &control.Error{Message: message, Hint: "lacuna mount IMAGE DIR, or lacuna mount --manifest FILE DIR", Exit: control.ExitUsage}
+	}
+	if c.Manifest != "" {
+		if c.Dir != "" {
+			return wrong("mount: an image and a manifest; it is one or the other")
+		}
+		c.Dir, c.Image = c.Image, ""
+	} else if c.Image == "" {
+		return wrong("mount: no image is given")
+	}
+	if c.Dir == "" {
+		return wrong("mount: no directory is given")
+	}
+	return nil
 }
 
 // absoluteImage makes the path in a reference absolute: the daemon lives elsewhere.
@@ -125,21 +163,21 @@ func dockerConfig() string {
 
 // umountCmd undoes mount.
 type umountCmd struct {
-	Dir  string `arg:"" name:"DIR" help:"Where an image is mounted."`
+	Dir  string `arg:"" name:"DIR" help:"Where it is mounted."`
 	Lazy bool   `help:"Take the name away at once, and the rest when nobody uses it any more."`
 }
 
 // Help is the long help.
 func (umountCmd) Help() string {
-	return `DIR is where an image is mounted. A mount that somebody uses stays; the message
-names who. With --lazy its name goes at once, and those who use it are served
-until they are done. What was fetched stays in the cache.
+	return `DIR is where an image or a manifest is mounted. A mount that somebody uses
+stays; the message names who. With --lazy its name goes at once, and those who
+use it are served until they are done. What was fetched stays in the cache.
 
   # lacuna umount /mnt/app
 
 EXIT STATUS
   0  it is unmounted
-  1  no image is mounted there, or no instance runs, or another error
+  1  nothing is mounted there, or no instance runs, or another error
   2  wrong usage
   6  somebody uses it`
 }

@@ -68,8 +68,11 @@ func statusText(s control.Status, now time.Time) string {
 	if s.Requests.Filled > 0 {
 		fmt.Fprintf(&b, "latency   of a miss: %s\n", quantiles(s.Requests.P50, s.Requests.P99))
 	}
-	if len(s.Attached)+len(s.Bound)+len(s.Broken) == 0 {
-		b.WriteString("\nnothing is attached\n")
+	if len(s.Attached)+len(s.Mounted)+len(s.Bound)+len(s.Broken) == 0 {
+		b.WriteString("\nnothing is attached or mounted\n")
+	}
+	for _, m := range s.Mounted {
+		mountedText(&b, m)
 	}
 	for _, f := range s.Attached {
 		attachedText(&b, f)

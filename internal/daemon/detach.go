@@ -78,6 +78,13 @@ func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
 	if i.bound[path] != nil {
 		return nil, refuse(control.ExitUsage, "the external daemon has the data", "%s %s: it is a bound directory", verb, path)
 	}
+	if m := i.mounts[path]; m != nil && f == nil {
+		hint := "only attached files are"
+		if verb == "detach" {
+			hint = "`lacuna umount` takes it away"
+		}
+		return nil, refuse(control.ExitUsage, hint, "%s %s: it is mounted, not attached", verb, path)
+	}
 	if f != nil && f.broken != nil && verb != "detach" {
 		return nil, refuse(control.ExitCorrupt, "`lacuna detach` it, then attach it again", "%s %s: it cannot be served: %v", verb, path, f.broken)
 	}
