@@ -35,7 +35,7 @@ func mountedText(b *strings.Builder, m control.Mounted) {
 	}
 	if m.Manifest == "" {
 		for _, l := range m.Layers {
-			fmt.Fprintf(b, "  layer     %.19s %s, %s of %s\n", l.Digest, l.Format, sizeText(l.Present), sizeText(l.Size))
+			b.WriteString(layerText(l))
 		}
 	}
 	for _, f := range m.Failed {

@@ -18,8 +18,10 @@ type statusCmd struct {
 // Help is the long help.
 func (statusCmd) Help() string {
 	return `Asks the instance that listens on the control socket what it serves: for each
-file how much is present, whether it is verified, and how long readers waited.
-With --json, times are in nanoseconds, sizes in bytes.
+file, mounted image and layer how much is present, whether it is verified, and
+how long readers waited. A layer's file counts as soon as any of it is present,
+be it read or fetched beside what was. With --json, times are in nanoseconds,
+sizes in bytes.
 
   # lacuna status
   lacuna v0.1.0, daemon, up 2m10s (keeper 811, worker 812)
@@ -34,6 +36,15 @@ With --json, times are in nanoseconds, sizes in bytes.
     verified  no digest is known
     reads     902 present, 61 missed
     fetched   1.4 GiB in 17 requests, first byte after p50 9.2 ms, p99 31 ms
+
+  /mnt/app
+    image     registry.example/app:1 (sha256:0a9d1a2b77c3)
+    present   11.0 MiB of 230.4 MiB (4.8%) of 981 files
+    verified  yes, before it is read
+    reads     310 present, 44 missed
+    fetched   9.1 MiB in 12 requests
+    layer     sha256:5f1e2d3c4b5a  estargz: 11.0 MiB of 230.4 MiB, 44 of 981 files
+                310 reads present, 44 missed, fetched 9.1 MiB in 12 requests
 
 EXIT STATUS
   0  ok
@@ -63,6 +74,9 @@ func statusText(s control.Status, now time.Time) string {
 	}
 	fmt.Fprintf(&b, "lacuna %s, %s, up %s (keeper %d, worker %d)\n", s.Version, kind,
 		now.Sub(s.Started).Round(time.Second), s.KeeperPID, s.WorkerPID)
+	if s.WorkerDeaths > 0 {
+		fmt.Fprintf(&b, "restarts  %s died, the last one %s ago\n", count(s.WorkerDeaths, "worker"), now.Sub(s.LastDeath).Round(time.Second))
+	}
 	fmt.Fprintf(&b, "cache     %s\n", s.Root)
 	fmt.Fprintf(&b, "misses    %s\n", requestsText(s.Requests))
 	if s.Requests.Filled > 0 {

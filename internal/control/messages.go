@@ -186,6 +186,10 @@ type Status struct {
 	KeeperPID int       `json:"keeper_pid"`
 	WorkerPID int       `json:"worker_pid"`
 	Started   time.Time `json:"started"` // of this worker
+	// WorkerDeaths counts the workers that have died before this one, LastDeath is
+	// when the last one did. A keeper that is systemd does not tell.
+	WorkerDeaths int       `json:"worker_deaths,omitempty"`
+	LastDeath    time.Time `json:"last_death,omitzero"`
 	// Foreground: the instance ends with the command that started it.
 	Foreground bool       `json:"foreground,omitempty"`
 	Requests   Requests   `json:"requests"`

@@ -31,6 +31,8 @@ func (i *Instance) statusNow() (control.Status, map[ondemand.ObjectID]countedLay
 		},
 		Attached: []control.Attached{}, Bound: []control.Bound{}, Mounted: []control.Mounted{},
 	}
+	deaths := i.client.Deaths()
+	s.WorkerDeaths, s.LastDeath = deaths.Count, deaths.Last
 	layers := make(map[ondemand.ObjectID]countedLayer)
 	i.mu.Lock()
 	defer i.mu.Unlock()

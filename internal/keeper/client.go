@@ -28,7 +28,7 @@ const sendLimit = 10
 
 // Environment is what a keeper tells its worker. Empty fields: not set.
 type Environment struct {
-	NotifySocket, ListenFDs, ListenFDNames, ListenPID, KeeperPID string
+	NotifySocket, ListenFDs, ListenFDNames, ListenPID, KeeperPID, Deaths string
 }
 
 // ReadEnvironment takes the values that getenv has.
@@ -39,6 +39,7 @@ func ReadEnvironment(getenv func(string) string) Environment {
 		ListenFDNames: getenv(EnvFDNames),
 		ListenPID:     getenv(EnvPID),
 		KeeperPID:     getenv(EnvKeeperPID),
+		Deaths:        getenv(EnvDeaths),
 	}
 }
 
@@ -54,6 +55,7 @@ type Client struct {
 	// unwatched: the keeper is ours, and Watch was not called yet.
 	unwatched bool
 	pid       int
+	deaths    Deaths // of workers before this one
 }
 
 // Inherit makes the client, and takes over, close-on-exec, the descriptors that
@@ -61,7 +63,11 @@ type Client struct {
 // Remove, must not be closed. A ListenPID that is not this process's says that
 // they are not for it: then there are none. It is absent where the keeper is ours.
 func Inherit(env Environment) (*Client, Held, error) {
-	c := &Client{address: env.NotifySocket, pid: os.Getppid()}
+	deaths, err := parseDeaths(env.Deaths)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &Client{address: env.NotifySocket, pid: os.Getppid(), deaths: deaths}
 	if env.ListenPID == "" || env.ListenPID == strconv.Itoa(os.Getpid()) {
 		if err := c.inherit(env); err != nil {
 			return nil, nil, err
@@ -248,6 +254,10 @@ func (c *Client) sendLocked(m message, raws ...int) error {
 	}
 	return err
 }
+
+// Deaths are those of the workers before this one, as far as the keeper counts
+// them: systemd does not tell.
+func (c *Client) Deaths() Deaths { return c.deaths }
 
 // KeeperPID is the keeper's pid.
 func (c *Client) KeeperPID() int {

@@ -33,6 +33,8 @@ type life struct {
 	ready, stopping bool
 	// everReady: a worker of this keeper, or of one before it, was ready.
 	everReady bool
+	// deaths of workers, of this keeper's and of those before it.
+	deaths Deaths
 }
 
 // newAddress is a random abstract socket name.

@@ -52,6 +52,8 @@ const (
 	EnvFDNames   = "LISTEN_FDNAMES"
 	EnvPID       = "LISTEN_PID"
 	EnvKeeperPID = "LACUNA_KEEPER_PID"
+	// EnvDeaths is set where workers have died: how many, and when the last one.
+	EnvDeaths = "LACUNA_WORKER_DEATHS"
 	// EnvState is set for a process that has to go on as keeper, or has to
 	// show that it could: its value is for Options.State.
 	EnvState = "LACUNA_KEEPER_STATE"

@@ -34,6 +34,7 @@ type state struct {
 	Ready     bool        `json:"ready"`
 	Stopping  bool        `json:"stopping"`
 	EverReady bool        `json:"ever_ready"`
+	Deaths    Deaths      `json:"deaths"`
 	Held      []stateHeld `json:"held"`
 }
 

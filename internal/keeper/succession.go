@@ -147,6 +147,7 @@ func (c *Client) startLocked(start Start) (err error) {
 		Version: stateVersion, Address: address, Socket: 4,
 		Worker: os.Getpid(), Process: 5,
 		Ready: c.ready, Stopping: c.stopping, EverReady: c.ready,
+		Deaths: c.deaths,
 	}
 	files := []uintptr{0, 1, 2, 0, uintptr(socket.Int()), uintptr(self.Int())}
 	for _, e := range c.sent.entries {

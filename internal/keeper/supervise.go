@@ -74,7 +74,7 @@ func (s *supervisor) begin() error {
 	for _, h := range st.Held {
 		s.inbox.held.add(h.Name, sys.NewFD(h.FD))
 	}
-	s.inbox.life = life{ready: st.Ready, stopping: st.Stopping, everReady: st.EverReady}
+	s.inbox.life = life{ready: st.Ready, stopping: st.Stopping, everReady: st.EverReady, deaths: st.Deaths}
 	if st.Worker != 0 {
 		s.inbox.pid = st.Worker
 		s.worker = watchWorker(st.Worker, sys.NewFD(st.Process), st.Child, s.opt.clock.now())
@@ -168,7 +168,11 @@ func (s *supervisor) ended() (lifetime, *ending) {
 		// It went without a word, and nothing is known to be undone.
 		return lifetime{}, &ending{}
 	}
-	return lifetime{s.opt.clock.now().Sub(w.started), life.ready}, nil
+	now := s.opt.clock.now()
+	s.inbox.mu.Lock()
+	s.inbox.life.deaths = life.deaths.another(now)
+	s.inbox.mu.Unlock()
+	return lifetime{now.Sub(w.started), life.ready}, nil
 }
 
 // clear takes leave of the dead worker.

@@ -100,6 +100,7 @@ func (s *supervisor) stateLocked() state {
 	st := state{
 		Version: stateVersion, Address: in.address, Socket: in.socket.Int(), HandOver: true,
 		Ready: in.life.ready, Stopping: in.life.stopping, EverReady: in.life.everReady,
+		Deaths: in.life.deaths,
 	}
 	if s.worker != nil {
 		st.Worker, st.Process, st.Child = s.worker.pid, s.worker.process.Int(), s.worker.child

@@ -87,6 +87,9 @@ func (in *inbox) startLocked() (*worker, error) {
 	env := append(cleanEnv(o.Env),
 		EnvSocket+"="+in.address,
 		EnvKeeperPID+"="+strconv.Itoa(os.Getpid()))
+	if in.life.deaths.Count > 0 {
+		env = append(env, EnvDeaths+"="+in.life.deaths.text())
+	}
 	if n := len(in.held.entries); n > 0 {
 		env = append(env, EnvFDs+"="+strconv.Itoa(n), EnvFDNames+"="+in.held.fdNames())
 	}
@@ -127,7 +130,7 @@ func cleanEnv(env []string) []string {
 	for _, line := range env {
 		key, _, _ := strings.Cut(line, "=")
 		switch key {
-		case EnvSocket, EnvFDs, EnvFDNames, EnvPID, EnvKeeperPID, EnvState:
+		case EnvSocket, EnvFDs, EnvFDNames, EnvPID, EnvKeeperPID, EnvDeaths, EnvState:
 			continue
 		}
 		out = append(out, line)

@@ -1,0 +1,24 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/lacunafs/lacuna/internal/control"
+)
+
+func TestLayerText(t *testing.T) {
+	const digest = "sha256:0123456789abcdef0123456789abcdef"
+	for want, l := range map[string]control.MountedLayer{
+		"  layer     sha256:0123456789ab  scanned: no data\n": {Digest: digest, Format: "scanned", Verified: true},
+		"  layer     sha256:0123456789ab  estargz: 1.0 MiB of 10.0 MiB, 3 of 40 files\n              7 reads present, 2 missed, fetched 512.0 KiB in 1 request\n": {
+			Digest: digest, Format: "estargz", Size: 10 << 20, Present: 1 << 20, Files: 40, FilesPresent: 3, Hits: 7, Misses: 2, Requests: 1, Fetched: 512 << 10, Verified: true,
+		},
+		"  layer     sha256:0123456789ab  zstd:chunked: 0 B of 4.0 KiB, 0 of 1 file, no digests\n": {
+			Digest: digest, Format: "zstd:chunked", Size: 4096, Files: 1,
+		},
+	} {
+		if got := layerText(l); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
