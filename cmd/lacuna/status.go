@@ -39,12 +39,12 @@ sizes in bytes.
 
   /mnt/app
     image     registry.example/app:1 (sha256:0a9d1a2b77c3)
-    present   11.0 MiB of 230.4 MiB (4.8%) of 981 files
+    present   8.1 MiB of 93.4 MiB (8.7%) of 981 files
     verified  yes, before it is read
     reads     310 present, 44 missed
-    fetched   9.1 MiB in 12 requests
-    layer     sha256:5f1e2d3c4b5a  estargz: 11.0 MiB of 230.4 MiB, 44 of 981 files
-                310 reads present, 44 missed, fetched 9.1 MiB in 12 requests
+    fetched   6.1 MiB in 12 requests
+    layer     sha256:5f1e2d3c4b5a  estargz: 8.1 MiB of 93.4 MiB, 44 of 981 files
+                310 reads present, 44 missed, fetched 6.1 MiB in 12 requests
 
 EXIT STATUS
   0  ok
