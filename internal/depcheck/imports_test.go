@@ -119,7 +119,7 @@ var rules = []rule{
 	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
 	{from: "manifest"},
 	{from: "image", may: []string{"toc", "erofs"}},
-	{from: "mount", may: []string{"sys"}},
+	{from: "mount", may: []string{"sys"}, tests: []string{"erofs"}},
 	{from: "keeper/...", may: []string{"keeper/...", "sys"}},
 	{from: "control", may: []string{"sys"}},
 	{from: "daemon/...", may: []string{"..."}},

@@ -235,9 +235,21 @@ func beUser() {
 
 func startUser(t testing.TB, how, path string) (pid int, stop func()) {
 	t.Helper()
+	return startUserWith(t, how, path, nil)
+}
+
+// startUserElsewhere starts one that lives in a mount namespace of its own.
+func startUserElsewhere(t testing.TB, path string) (pid int, stop func()) {
+	t.Helper()
+	return startUserWith(t, "open", path, &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS})
+}
+
+func startUserWith(t testing.TB, how, path string, attr *syscall.SysProcAttr) (pid int, stop func()) {
+	t.Helper()
 	exe, err := os.Executable()
 	ok(t, err)
 	cmd := exec.Command(exe)
+	cmd.SysProcAttr = attr
 	cmd.Env = append(os.Environ(), userEnv+"="+how+":"+path)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
