@@ -184,6 +184,21 @@ func TestSourceFaultsNeverGiveWrongBytes(t *testing.T) {
 	}
 }
 
+// A registry without ranges gives the same image: its layers are downloaded.
+func TestRegistryWithoutRanges(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			image := f.packAll(t, smallTars(t, f)...)
+			plain, r := newFaulty(t)
+			ref := image.push(t, r)
+			plain.set(func() { plain.every = []fault{whole} })
+			// The blob as a tar has what its table of contents would have lost.
+			image.format.loss = loss{}
+			start(t, "").wantSame(ref, image.tree(t))
+		})
+	}
+}
+
 func TestRegistryGoesAndComesBack(t *testing.T) {
 	const deadline = 500 * time.Millisecond
 	s := newStormed(t, formatOf("estargz"), 16, 0, fmt.Sprintf("deadline = %q\nstall = \"200ms\"\n", deadline))

@@ -204,6 +204,7 @@ func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) 
 	if from.DiffID != "" && sums.DiffID != from.DiffID.String() {
 		return p, fmt.Errorf("the layer has DiffID %s, the configuration says %s: %w", sums.DiffID, from.DiffID, toc.ErrDigest)
 	}
+	hideMarks(t, from.Annotations)
 	p = prepared{Layer: Layer{Device: deviceID(from, Scanned), Format: Scanned, Size: t.DeviceSize(), Verified: true}, toc: t}
 	if place != p.Size {
 		return p, fmt.Errorf("internal error: files take %d bytes of a device of %d", place, p.Size)
@@ -222,6 +223,33 @@ func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) 
 		}
 	}
 	return p, l.saveTOC(p)
+}
+
+// hideMarks takes what an eStargz builder adds to a layer out of a table of contents
+// that was made by scanning it, so that the image is the same whether or not its
+// registry has ranges. What is taken out keeps its place.
+func hideMarks(t *toc.TOC, annotations map[string]string) {
+	const index = "stargz.index.json"
+	ours := func(e *toc.Entry) bool {
+		return e.Type == toc.Regular && (e.Name == index || e.Name == ".prefetch.landmark" || e.Name == ".no.prefetch.landmark")
+	}
+	built := annotations[estargz.TOCDigest] != ""
+	for i := range t.Entries {
+		built = built || t.Entries[i].Type == toc.Regular && t.Entries[i].Name == index
+	}
+	if !built {
+		return
+	}
+	kept := t.Entries[:0]
+	for _, e := range t.Entries {
+		switch {
+		case !ours(&e):
+			kept = append(kept, e)
+		case e.HoldsPlace():
+			kept = append(kept, toc.Entry{Type: toc.Replaced, Size: e.Size, Chunks: e.Chunks})
+		}
+	}
+	t.Entries = kept
 }
 
 // blame tells a layer that was never right from one that is not what its digest
