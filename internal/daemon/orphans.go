@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/daemon/fileset"
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
@@ -47,6 +48,11 @@ func orphans(root *cache.Root) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	listed, err := fileset.Orphans(root.Dir(), exists, func(key string) bool { return plans[key] })
+	if err != nil {
+		return nil, err
+	}
+	paths = append(paths, listed...)
 	entries, err := os.ReadDir(filepath.Join(root.Dir(), filesDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err

@@ -51,9 +51,12 @@ func imageOf(list []manifest.Entry, devices []Device, places []place, now time.T
 	return img
 }
 
+// newPrefix is how the name of a file begins that is being written.
+const newPrefix = ".new-"
+
 // replace writes a file durably under another name, and then gives it its own.
 func replace(name string, write func(io.Writer) error) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	tmp, err := os.CreateTemp(filepath.Dir(name), newPrefix+"*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}

@@ -59,8 +59,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // ledgerName is the path of the ledger of a device's object.
 func (l *Library) ledgerName(id ondemand.ObjectID) string {
-	return filepath.Join(l.dir, string(id)+".parts")
+	return filepath.Join(l.dir, string(id)+partsSuffix)
 }
+
+// partsSuffix is how the name of a ledger ends.
+const partsSuffix = ".parts"
 
 // readLedger returns the states of n parts, and the length of what is sound of the file.
 func readLedger(name string, n int) ([]state, int64, error) {

@@ -106,7 +106,7 @@ const (
 	// ownSize is the size from which on a file has a device of its own, and
 	// maxOwn how many do: the largest ones in the order of the manifest.
 	ownSize = 64 << 20
-	maxOwn  = 64
+	maxOwn  = 16
 	// maxTotal is how many bytes a filesystem image can address: 32 bits of blocks
 	// (erofs_fs.h), less a part for the image itself.
 	maxTotal = int64(1)<<44 - 1<<36

@@ -106,10 +106,11 @@ func (l *Library) Open(d Device, cached *cache.Object, o Options) (*Set, error) 
 	if s.states, size, err = readLedger(name, len(d.Parts)); err != nil {
 		return nil, err
 	}
+	before := slices.Clone(s.states)
 	if err := s.settle(); err != nil {
 		return nil, err
 	}
-	if o.Anew {
+	if o.Anew && !slices.Equal(before, s.states) {
 		if err := rewriteLedger(name, s.states); err != nil {
 			return nil, err
 		}
