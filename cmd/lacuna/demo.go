@@ -33,7 +33,7 @@ three places of it, then all of it, compares, and takes everything away again.
 
   # lacuna demo
   a web server on this machine has a file of 1024 MiB
-  $ lacuna attach http://127.0.0.1:41173/served.bin /var/tmp/lacuna-demo-1/big.bin
+  $ lacuna attach http://127.0.0.1:41173/served.bin /var/tmp/demo-1/big.bin
   ready after 30 ms
     4 KiB at the end        1.2 ms   16.0 KiB fetched
   ...
