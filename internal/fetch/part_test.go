@@ -29,9 +29,9 @@ func TestRequestStaysInItsPart(t *testing.T) {
 		ends := []int64{4 * kib, 8 * kib, 1 * mib}
 		g := newRigOn(t, 64*mib, nil, func(g *rig) source.Blob { return inParts{g.blob, ends} })
 		for _, c := range []struct{ fill, want ondemand.Range }{
+			{ondemand.Range{Off: 12 * kib, Len: 4 * kib}, ondemand.Range{Off: 8 * kib, Len: 8 * kib}},
 			{ondemand.Range{Off: 4 * kib, Len: 4 * kib}, ondemand.Range{Off: 4 * kib, Len: 4 * kib}},
 			{ondemand.Range{Off: 0, Len: 1}, ondemand.Range{Off: 0, Len: 4 * kib}},
-			{ondemand.Range{Off: 12 * kib, Len: 4 * kib}, ondemand.Range{Off: 8 * kib, Len: 8 * kib}},
 		} {
 			f := g.start(c.fill.Off, c.fill.Len)
 			call := g.blob.next(t)
