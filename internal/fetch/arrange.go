@@ -74,7 +74,7 @@ func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
 			continue
 		}
 		o.waitLocked(w, s)
-		if first-s.pos <= far {
+		if s.wayTo(first) <= far {
 			rest = subtract(rest, s.rest())
 		}
 	}
@@ -116,6 +116,22 @@ func (o *Object) align(r ondemand.Range) ondemand.Range {
 	}
 	off, n := source.Align(o.blob, r.Off, r.Len)
 	return ondemand.Range{Off: off, Len: n}.Blocks(o.Size())
+}
+
+// wayTo is how much the source has to send until s brings the byte at off: what
+// it sends in pieces that come whole is there with the first byte of its piece.
+func (s *stream) wayTo(off int64) int64 {
+	return s.object.align(ondemand.Range{Off: off, Len: 1}.Intersect(ondemand.Range{Len: s.object.Size()})).Off - s.pos
+}
+
+// paidLocked is the end of what s brings at no more cost: of a piece that has
+// begun to come all has been fetched, and would be fetched whole again.
+func (s *stream) paidLocked() int64 {
+	piece := s.object.align(ondemand.Range{Off: s.pos, Len: 1}.Intersect(s.rest()))
+	if piece.Off < s.pos {
+		return min(piece.End(), s.end)
+	}
+	return s.pos
 }
 
 // aheadPartsLocked is what a asks for and nobody brings yet.
@@ -243,7 +259,7 @@ func (o *Object) endUnwantedLocked(s *stream) {
 	case s.queued:
 		o.endQueuedLocked(s)
 	case s.ahead != 0:
-	case s.end-s.pos > drain:
+	case s.end-s.paidLocked() > drain:
 		s.unwanted = true
 		s.cancel()
 	}

@@ -57,7 +57,7 @@ func (s *stream) goOn(n int) error {
 func (s *stream) tellLocked() {
 	for _, w := range s.waiters {
 		// Who wants what lies far ahead waits for a stream of their own.
-		if s.object.ordered || w.r.Intersect(s.rest()).Off-s.pos <= far {
+		if s.object.ordered || s.wayTo(w.r.Intersect(s.rest()).Off) <= far {
 			ondemand.Progress(w.ctx)
 		}
 	}

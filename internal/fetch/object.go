@@ -146,12 +146,13 @@ func (o *Object) runOwn(w *waiter) {
 }
 
 // abandon makes w wait for nothing and ends s unless somebody else waits for it,
-// also when little is left: w cannot return before.
+// also when little is left: w cannot return before. What the source has sent in
+// any case is not thrown away.
 func (o *Object) abandon(w *waiter, s *stream) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.forgetLocked(w)
-	if s.ahead == 0 && len(s.waiters) == 0 && !s.ended && s.cancel != nil {
+	if s.ahead == 0 && len(s.waiters) == 0 && !s.ended && s.cancel != nil && s.paidLocked() < s.end {
 		s.unwanted = true
 		s.cancel()
 	}

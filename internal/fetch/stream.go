@@ -115,7 +115,7 @@ func (s *stream) wakeFarLocked() {
 		return
 	}
 	for _, w := range s.waiters {
-		if firstIn(o.cache.Missing(w.r), s.rest())-s.pos > far {
+		if first := firstIn(o.cache.Missing(w.r), s.rest()); first >= 0 && s.wayTo(first) > far {
 			w.wakeLocked()
 		}
 	}
