@@ -209,12 +209,16 @@ func (i *instance) startForeground(args ...string) {
 }
 
 // lacuna runs a verb that must succeed.
-func (i *instance) lacuna(args ...string) string {
+// Where another test has a mount namespace of its own, with copies of all mounts, it
+// waits until that is gone.
+func (i *instance) lacuna(args ...string) (out string) {
 	i.t.Helper()
-	out, err := i.try(args...)
-	if err != nil {
-		i.t.Fatal(err)
-	}
+	eventually(i.t, 30*time.Second, func() (err error) {
+		if out, err = i.try(args...); err != nil && !strings.Contains(err.Error(), "in a mount namespace of its own") {
+			i.t.Fatal(err)
+		}
+		return err
+	})
 	return out
 }
 

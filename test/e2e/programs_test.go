@@ -187,7 +187,7 @@ func TestLoopDeviceOverAnIncompleteFile(t *testing.T) {
 			a.do("losetup", "--detach", loop)
 		}
 	})
-	if _, err := a.try("detach", a.file); exitOf(err) != 6 || !strings.Contains(err.Error(), "in use by the loop device "+loop) {
+	if _, err := a.try("detach", a.file); exitOf(err) != 6 || !strings.Contains(err.Error(), "the loop device "+loop) {
 		t.Errorf("detach below a loop device: %v", err)
 	}
 	a.wantWhole(loop)

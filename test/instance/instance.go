@@ -200,12 +200,16 @@ func (i *Instance) StartForeground(args ...string) {
 }
 
 // Lacuna runs a verb that must succeed.
-func (i *Instance) Lacuna(args ...string) string {
+// Where another test has a mount namespace of its own, with copies of all mounts, it
+// waits until that is gone.
+func (i *Instance) Lacuna(args ...string) (out string) {
 	i.t.Helper()
-	out, err := i.Try(args...)
-	if err != nil {
-		i.t.Fatal(err)
-	}
+	Eventually(i.t, 30*time.Second, func() (err error) {
+		if out, err = i.Try(args...); err != nil && !strings.Contains(err.Error(), "in a mount namespace of its own") {
+			i.t.Fatal(err)
+		}
+		return err
+	})
 	return out
 }
 
