@@ -134,7 +134,10 @@ func (s *stream) write(p []byte) (stop bool, err error) {
 		if r.Empty() {
 			break
 		}
-		if err := o.cache.Fill(p[r.Off-got.Off:r.End()-got.Off], r.Off); err != nil {
+		written := o.writes.begin(r.Blocks(o.Size()))
+		err := o.cache.Fill(p[r.Off-got.Off:r.End()-got.Off], r.Off)
+		written()
+		if err != nil {
 			return false, err
 		}
 		o.count.filled(s, r)

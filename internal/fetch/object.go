@@ -26,6 +26,7 @@ type Object struct {
 	heads  heads
 	denied atomic.Bool // the data was found wrong: nothing counts as present
 	count  counters
+	writes writes
 
 	mu      sync.Mutex
 	ended   *sync.Cond // a stream or the verification ended
@@ -95,6 +96,9 @@ func (o *Object) Complete() bool {
 	d, ok := o.cache.(Digested)
 	return !ok || d.SHA256() == "" || d.Verified()
 }
+
+// Filling implements ondemand.FilledHere.
+func (o *Object) Filling(r ondemand.Range) bool { return o.writes.cover(r) }
 
 // FillsApart implements ondemand.FillsApart: a Fill that lies far ahead in what
 // another has asked for makes a request of its own, except where the source

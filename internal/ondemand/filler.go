@@ -67,6 +67,15 @@ type FillsApart interface {
 	FillsApart() bool
 }
 
+// FilledHere is an Object whose data this process writes itself.
+type FilledHere interface {
+	// Filling tells whether every byte of r is being written now. A front end
+	// lets such accesses of this process through, and no other ones to what is
+	// missing: a read that let itself through would find zeros, and leave them
+	// in page caches for everybody.
+	Filling(r Range) bool
+}
+
 // fillsApart asks o where it can be asked.
 func fillsApart(o Object) bool {
 	a, ok := o.(FillsApart)

@@ -49,10 +49,6 @@ func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
 			e.answer(fmt.Errorf("fanotify: internal error: %v", p))
 		}
 	}()
-	if ev.PID == f.pid {
-		e.answer(nil) // our own fill, through a descriptor opened after the mark
-		return
-	}
 	inode, err := sys.InodeOf(ev.FD)
 	if err != nil {
 		e.answer(err)
@@ -64,6 +60,10 @@ func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
 		return
 	}
 	r := extent(ev, a.object.Size())
+	if ev.PID == f.pid {
+		e.answer(own(a.object, r))
+		return
+	}
 	if a.object.Has(r) {
 		a.hits.Add(1)
 		e.answer(nil)
@@ -76,6 +76,20 @@ func (f *FrontEnd) handle(ev sys.FanotifyEvent) {
 	}
 	f.miss(a, ev, e, inode, r)
 }
+
+// own decides an access of this process. It may be a fill, through a descriptor
+// opened after the mark, and then must not wait. A read of what is missing, by way
+// of whatever mount, would wait for itself, and is refused.
+func own(o ondemand.Object, r ondemand.Range) error {
+	h, ok := o.(ondemand.FilledHere)
+	if !ok || len(o.Missing(r)) == 0 || h.Filling(r) {
+		return nil
+	}
+	return fmt.Errorf("read %s %v: %w", o.ID().Short(), r, ErrOwnRead)
+}
+
+// ErrOwnRead: the process that serves a file reads what is missing of it.
+var ErrOwnRead = errors.New("the instance reads what it serves itself")
 
 // miss enters the event into the in-flight table and the table of requests.
 func (f *FrontEnd) miss(a *attachment, ev sys.FanotifyEvent, e *openEvent, inode sys.Inode, r ondemand.Range) {

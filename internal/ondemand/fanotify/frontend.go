@@ -4,8 +4,8 @@
 // table says so.
 //
 // Each event is answered exactly once, whatever happens. The rules against
-// waiting for ourselves: one thread reads events and never fills; events of
-// this process are let through at once; the answer is written before the event's
+// waiting for ourselves: one thread reads events and never fills; what this
+// process writes is let through at once; the answer is written before the event's
 // descriptor is closed, because the kernel knows events by that number only.
 //
 // The last close of a group lets every reader through to the holes. So the
