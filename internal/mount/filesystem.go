@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+
+	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 // UsersOf finds the processes that use the filesystem with that device number
@@ -77,8 +79,9 @@ func isOn(dir string, dev uint64) bool {
 		}
 	}
 	for _, name := range names {
-		st, err := os.Stat(filepath.Join(dir, name))
-		if err == nil && inodeOf(st).Dev == dev {
+		// The processes' other files may be of filesystems that do not answer.
+		inode, err := sys.KnownInode(filepath.Join(dir, name))
+		if err == nil && inode.Dev == dev {
 			return true
 		}
 	}

@@ -202,9 +202,9 @@ func TestBindFileErrors(t *testing.T) {
 
 func inodeOfPath(t testing.TB, path string) sys.Inode {
 	t.Helper()
-	info, err := os.Stat(path)
+	inode, err := sys.KnownInode(path)
 	ok(t, err)
-	return inodeOf(info)
+	return inode
 }
 
 // userEnv makes the test binary use the file that it names: "open:" or "map:" and

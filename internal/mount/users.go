@@ -15,13 +15,13 @@ import (
 )
 
 // User is a process that has a file open or mapped, or that lives in a mount
-// namespace of its own in which the file is mounted.
+// namespace of its own in which a filesystem is mounted.
 type User struct {
 	PID  int
 	Name string
 	// Open are those of the files that it has open or mapped.
 	Open []sys.Inode
-	// Elsewhere: the file is mounted in this process's mount namespace.
+	// Elsewhere: the filesystem is mounted in this process's mount namespace.
 	Elsewhere bool
 }
 
@@ -34,21 +34,14 @@ func (u User) String() string {
 }
 
 // Users finds the processes that have one of the files open or mapped, this
-// process and those in except left out, and one process of each other mount
-// namespace in which one of them is mounted: a copy of a mount that was made
-// with the namespace outlives the unmounting here. Processes that end
-// meanwhile, or that this one may not look into, are passed over.
+// process and those in except left out. Processes that end meanwhile, or that
+// this one may not look into, are passed over.
 func Users(files map[sys.Inode]bool, except ...int) ([]User, error) {
 	procs, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("look for users: %w", err)
 	}
 	var users []User
-	own, err := os.Readlink("/proc/self/ns/mnt")
-	if err != nil {
-		return nil, fmt.Errorf("look for users: %w", err)
-	}
-	namespaces := map[string]bool{own: true} // those that were looked into
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())
 		if err != nil || pid == os.Getpid() || slices.Contains(except, pid) {
@@ -59,13 +52,8 @@ func Users(files map[sys.Inode]bool, except ...int) ([]User, error) {
 		if err != nil && !passed(err) {
 			return nil, fmt.Errorf("look for users: %w", err)
 		}
-		elsewhere := false
-		if ns, err := os.Readlink(filepath.Join(dir, "ns/mnt")); err == nil && !namespaces[ns] {
-			namespaces[ns] = true
-			elsewhere = mountsAny(dir, files)
-		}
-		if len(open) > 0 || elsewhere {
-			users = append(users, User{PID: pid, Name: nameOf(dir), Open: open, Elsewhere: elsewhere})
+		if len(open) > 0 {
+			users = append(users, User{PID: pid, Name: nameOf(dir), Open: open})
 		}
 	}
 	return users, nil
@@ -93,49 +81,15 @@ func usedOf(dir string, files map[sys.Inode]bool) (open []sys.Inode, err error) 
 			return open, err
 		}
 		for _, name := range names {
-			// A stat through the link raises no event.
-			st, err := os.Stat(filepath.Join(dir, kind, name.Name()))
+			// A stat through the link raises no event, and this one asks nobody.
+			inode, err := sys.KnownInode(filepath.Join(dir, kind, name.Name()))
 			if err != nil {
 				continue // closed meanwhile
 			}
-			if inode := inodeOf(st); files[inode] && !slices.Contains(open, inode) {
+			if files[inode] && !slices.Contains(open, inode) {
 				open = append(open, inode)
 			}
 		}
 	}
 	return open, nil
-}
-
-// mountsAny tells whether one of the files is mounted where the process lives.
-func mountsAny(dir string, files map[sys.Inode]bool) bool {
-	f, err := os.Open(filepath.Join(dir, "mountinfo"))
-	if err != nil {
-		return false
-	}
-	mounts, err := parse(f)
-	if errors.Join(err, f.Close()) != nil {
-		return false
-	}
-	devices := make(map[[2]uint32]bool)
-	for inode := range files {
-		major, minor := inode.DeviceNumbers()
-		devices[[2]uint32{major, minor}] = true
-	}
-	for _, m := range mounts {
-		if !devices[[2]uint32{m.Major, m.Minor}] {
-			continue
-		}
-		st, err := os.Stat(filepath.Join(dir, "root", m.Point))
-		if err == nil && files[inodeOf(st)] {
-			return true
-		}
-	}
-	return false
-}
-
-func inodeOf(st fs.FileInfo) sys.Inode {
-	if s, ok := st.Sys().(*syscall.Stat_t); ok {
-		return sys.Inode{Dev: s.Dev, Ino: s.Ino}
-	}
-	return sys.Inode{}
 }

@@ -23,6 +23,17 @@ func InodeOf(raw int) (Inode, error) {
 	return Inode{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
+// KnownInode is the inode of path as the kernel knows it: whoever serves its
+// filesystem, such as a FUSE daemon that hangs, is not asked (statx(2),
+// AT_STATX_DONT_SYNC).
+func KnownInode(path string) (Inode, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_INO, &st); err != nil {
+		return Inode{}, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return Inode{Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino}, nil
+}
+
 // DeviceNumbers splits Dev as /proc/self/mountinfo shows it.
 func (i Inode) DeviceNumbers() (major, minor uint32) { return unix.Major(i.Dev), unix.Minor(i.Dev) }
 
