@@ -12,6 +12,7 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/fileset"
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -76,18 +77,26 @@ func SourceOf(s Settings, raw json.RawMessage) (blob source.Blob, done func() er
 }
 
 // PartsOf is what the cache root knows of the bytes of an object by itself: nil
-// where it is not of a layer. meta is the object's.
+// where it is not of a layer or of files. meta is the object's.
 func PartsOf(root string, meta cache.Meta) (*[]cache.Part, error) {
 	var where origin
 	if err := json.Unmarshal(meta.Source, &where); err != nil {
 		return nil, fmt.Errorf("read the description of the source: %w", err)
 	}
-	if where.Kind != originLayer {
+	var parts []cache.Part
+	var err error
+	from := "image"
+	switch where.Kind {
+	case originLayer:
+		parts, err = prepare.Parts(root, meta.ID, meta.Size)
+	case originFiles:
+		from = "manifest"
+		parts, err = fileset.Parts(root, meta.ID)
+	default:
 		return nil, nil
 	}
-	parts, err := prepare.Parts(root, meta.ID, meta.Size)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, toc.ErrInvalid) {
-		return nil, refuse(control.ExitError, "it is made anew when its image is mounted", "verify %s: %v", where.Name, err)
+		return nil, refuse(control.ExitError, "it is made anew when its "+from+" is mounted", "verify %s: %v", where.Name, err)
 	}
 	return &parts, err
 }

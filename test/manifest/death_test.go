@@ -78,6 +78,7 @@ func TestServerGoneAndBack(t *testing.T) {
 	m.wantFailed(nil)
 	m.umount()
 	m.Stop()
+	m.Check()
 
 	// A new instance, and the sources do not answer.
 	s.gone.Store(true)
@@ -110,11 +111,9 @@ func TestVersionWithoutValidatorIsOfOneMount(t *testing.T) {
 	m.Kill(worker)
 	m.WaitWorker(worker)
 	m.WaitReady()
-	s.gone.Store(true)
 	dropCaches(t)
 	m.wantRight(e, whole)
 	m.umount()
-	s.gone.Store(false)
 	e.data = bytesOf(t, 3, 100000)
 	s.set("a/b", served{data: e.data})
 	m.mount()

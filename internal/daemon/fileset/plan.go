@@ -207,6 +207,9 @@ func keyOf(list []manifest.Entry) (string, error) {
 // Library is the plans of a cache root.
 type Library struct{ dir string }
 
+// planName is the name of a plan's file in its folder.
+const planName = "plan.json"
+
 // Dir is the folder below a cache root that a Library has.
 const Dir = "manifests"
 
@@ -222,7 +225,7 @@ func Open(root string) (*Library, error) {
 // Load reads a plan by its key; an error that wraps fs.ErrNotExist where there is none.
 func (l *Library) Load(key string) (*Plan, error) {
 	dir := filepath.Join(l.dir, key)
-	b, err := os.ReadFile(filepath.Join(dir, "plan.json"))
+	b, err := os.ReadFile(filepath.Join(dir, planName))
 	if err != nil {
 		return nil, fmt.Errorf("load manifest: %w", err)
 	}
@@ -242,7 +245,7 @@ func (l *Library) Load(key string) (*Plan, error) {
 // Find returns the plan that was made last of the manifest with that digest, and
 // nil where there is none.
 func (l *Library) Find(asked string) (*Plan, error) {
-	names, err := filepath.Glob(filepath.Join(l.dir, "*", "plan.json"))
+	names, err := filepath.Glob(filepath.Join(l.dir, "*", planName))
 	if err != nil {
 		return nil, err
 	}
@@ -298,6 +301,6 @@ func (l *Library) Prepare(list []manifest.Entry, asked string, now time.Time) (*
 	if err := replace(p.Metadata, func(w io.Writer) error { return erofs.Write(w, img) }); err != nil {
 		return nil, err
 	}
-	err = replace(filepath.Join(dir, "plan.json"), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
+	err = replace(filepath.Join(dir, planName), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
 	return p, err
 }
