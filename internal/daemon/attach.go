@@ -112,8 +112,8 @@ func (i *Instance) claim(file string) (string, error) {
 	if i.stopping {
 		return "", errStopping()
 	}
-	if i.files[path] != nil {
-		return "", refuse(control.ExitInUse, "`lacuna detach` it first", "attach %s: it is attached already", path)
+	if err := i.takenLocked("attach", path); err != nil {
+		return "", err
 	}
 	i.files[path] = &attachedFile{}
 	return path, nil
@@ -321,7 +321,11 @@ func (i *Instance) releaseLocked(o *servedObject, forget bool) error {
 	}
 	id := o.cached.ID()
 	delete(i.objects, id)
-	err := i.front.Detach(id)
+	detach := i.front.Detach
+	if i.shownByOthers("")[id] {
+		detach = i.front.Deny // something broken shows it: without the mark its holes read as zeros
+	}
+	err := detach(id)
 	i.fetcher.Remove(id)
 	i.hosts.Delete(id)
 	i.parts.Delete(id)

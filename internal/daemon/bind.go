@@ -58,11 +58,8 @@ func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindR
 	if i.stopping {
 		return reply, errStopping()
 	}
-	if i.bound[dir] != nil {
-		return reply, refuse(control.ExitInUse, "`lacuna detach` it first", "bind %s: it is bound already", dir)
-	}
-	if f := i.files[dir]; f != nil {
-		return reply, refuse(control.ExitInUse, "`lacuna detach` it first", "bind %s: it is bound already, and cannot be served: %v", dir, f.broken)
+	if err := i.takenLocked("bind", dir); err != nil {
+		return reply, err
 	}
 	if err := i.refuseSourcesLocked(dir); err != nil {
 		return reply, err

@@ -22,22 +22,39 @@ func (i *Instance) claimDir(dir string) (string, error) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	m, f := i.mounts[path], i.files[path]
-	switch {
-	case i.stopping:
+	if i.stopping {
 		return "", errStopping()
-	case m != nil && m.leaving:
-		return "", refuse(control.ExitInUse, "let them close it, or choose another directory",
-			"mount %s: what was mounted there is unmounted, and still in use by %s", dir, m.record.users(i.client.KeeperPID()))
-	case m != nil:
-		return "", refuse(control.ExitInUse, "`lacuna umount` it first", "mount %s: an image is mounted there", dir)
-	case f != nil && f.broken != nil && f.record.Kind == kindMount:
-		return "", refuse(control.ExitInUse, "`lacuna umount` it first", "mount %s: the image that is mounted there cannot be served: %v", dir, f.broken)
-	case f != nil || i.bound[path] != nil:
-		return "", refuse(control.ExitInUse, "`lacuna detach` it first", "mount %s: something is attached there", dir)
+	}
+	if err := i.takenLocked("mount", path); err != nil {
+		return "", err
 	}
 	i.mounts[path] = &mountedImage{}
 	return path, nil
+}
+
+// takenLocked refuses a path where something is already, or is about to be: one
+// path has one record.
+func (i *Instance) takenLocked(verb, path string) error {
+	m, f := i.mounts[path], i.files[path]
+	switch {
+	case m != nil && m.leaving:
+		return refuse(control.ExitInUse, "let them close it, or choose another place",
+			"%s %s: what was mounted there is unmounted, and still in use by %s", verb, path, m.record.users(i.client.KeeperPID()))
+	case f != nil && f.leaving:
+		return refuse(control.ExitInUse, "let them close it, or choose another place",
+			"%s %s: what was attached there is detached, and still in use by %s", verb, path, f.record.users(i.client.KeeperPID()))
+	case m != nil:
+		return refuse(control.ExitInUse, "`lacuna umount` it first", "%s %s: an image is mounted there", verb, path)
+	case f != nil && f.broken != nil && f.record.Kind == kindMount:
+		return refuse(control.ExitInUse, "`lacuna umount` it first", "%s %s: the image that is mounted there cannot be served: %v", verb, path, f.broken)
+	case f != nil && f.broken != nil:
+		return refuse(control.ExitInUse, "`lacuna detach` it first", "%s %s: what is there cannot be served: %v", verb, path, f.broken)
+	case f != nil:
+		return refuse(control.ExitInUse, "`lacuna detach` it first", "%s %s: it is attached already", verb, path)
+	case i.bound[path] != nil:
+		return refuse(control.ExitInUse, "`lacuna detach` it first", "%s %s: it is bound already", verb, path)
+	}
+	return nil
 }
 
 // needsDirectory tells whether the directory is absent; one that is there must

@@ -181,14 +181,22 @@ func (f *FrontEnd) Attach(object ondemand.Object, path string, exempt func(pid i
 // ErrDetached, and it returns when they have been answered. The file must not
 // be reachable for readers any more, unless it is complete: holes of a file
 // without a mark read as zeros.
-func (f *FrontEnd) Detach(id ondemand.ObjectID) error {
+func (f *FrontEnd) Detach(id ondemand.ObjectID) error { return f.detach(id, f.unmarkLocked) }
+
+// Deny takes the object out of service and leaves its file marked: whoever reads it
+// by a way that is left is denied.
+func (f *FrontEnd) Deny(id ondemand.ObjectID) error {
+	return f.detach(id, func(*attachment) error { return nil })
+}
+
+func (f *FrontEnd) detach(id ondemand.ObjectID, unmark func(*attachment) error) error {
 	a := f.find(id)
 	if a == nil {
 		return fmt.Errorf("detach %s: %w", id.Short(), ErrNotAttached)
 	}
 	f.flush(a)
 	f.mu.Lock()
-	err := f.unmarkLocked(a)
+	err := unmark(a)
 	if f.attached[a.inode] == a {
 		delete(f.attached, a.inode)
 	}
