@@ -142,6 +142,11 @@ func (o *Object) discard() {
 func (o *Object) end(last func() error) error {
 	// Root.mu comes before saving in the order of locks.
 	defer o.root.drop(o)
+	return o.shut(last)
+}
+
+// shut is end without taking the object off the list of open ones.
+func (o *Object) shut(last func() error) error {
 	o.saving.Lock()
 	defer o.saving.Unlock()
 	if o.closed {

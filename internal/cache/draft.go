@@ -56,41 +56,41 @@ func (d *Draft) Discard() error {
 	return errors.Join(d.data.Close(), d.root.disk.Remove(d.dir))
 }
 
-// Commit makes the draft the complete object that meta describes, and returns it
-// open; its data is durable then. Where the object exists already, that one is
-// completed and the draft removed. A draft that could not be committed is gone.
-func (d *Draft) Commit(meta Meta) (o *Object, err error) {
+// Commit makes the draft the complete object that meta describes; its data is
+// durable then. Where the object exists already, that one is completed and the draft
+// removed. A draft that could not be committed is gone. It hands out no object:
+// one that somebody has open stays open, and one that nobody has is closed.
+func (d *Draft) Commit(meta Meta) (err error) {
 	meta.Version, meta.Verified = metaVersion, false
 	defer func() {
-		err = errors.Join(err, d.Discard())
-		if err != nil && o != nil {
-			err = errors.Join(err, o.Close())
-			o = nil
-		}
-		if err != nil {
+		if err = errors.Join(err, d.Discard()); err != nil {
 			err = fmt.Errorf("commit object %s: %w", meta.ID.Short(), err)
 		}
 	}()
 	if err := meta.check(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := resize(d.data, meta.Size); err != nil {
-		return nil, err
+		return err
 	}
 	whole := ondemand.Range{Len: meta.Size}
 	if err := d.solid(whole); err != nil {
-		return nil, err
+		return err
 	}
 	o, made, err := d.root.adopt(d, meta)
-	if err != nil || !made {
-		if err == nil && !o.Complete() {
-			err = d.copyTo(o)
-		}
-		return o, err
+	if err != nil {
+		return err
 	}
-	o.noteFresh(whole)
-	o.presence.Set(whole)
-	return o, o.finish(whole)
+	defer func() { err = errors.Join(err, d.root.leave(o)) }()
+	switch {
+	case made:
+		o.noteFresh(whole)
+		o.presence.Set(whole)
+		return o.finish(whole)
+	case !o.Complete():
+		return d.copyTo(o)
+	}
+	return nil
 }
 
 // solid writes what reads as zeros because nothing was written: a hole would be
@@ -133,9 +133,15 @@ func (d *Draft) pieces(r ondemand.Range, do func(p []byte, off int64) error) err
 }
 
 // adopt gives the draft's data to a new object; made is false where there is one.
+// The caller leaves it.
 func (r *Root) adopt(d *Draft, meta Meta) (o *Object, made bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer func() {
+		if o != nil {
+			o.guests++
+		}
+	}()
 	o, err = r.openLocked(meta.ID)
 	if errors.Is(err, ErrCorrupt) {
 		if err = r.removeLocked(meta.ID); err == nil {
@@ -161,6 +167,20 @@ func (r *Root) adopt(d *Draft, meta Meta) (o *Object, made bool, err error) {
 	}
 	o, err = r.openLocked(meta.ID)
 	return o, true, err
+}
+
+// leave ends what adopt began: the last to leave closes the object, unless it was
+// handed out before or since.
+func (r *Root) leave(o *Object) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if o.guests--; o.guests > 0 || o.handedOut {
+		return nil
+	}
+	if r.open[o.id] == o {
+		delete(r.open, o.id)
+	}
+	return o.shut(o.checkpoint)
 }
 
 // describe makes the files beside the data of a new object, and makes their

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -50,7 +51,13 @@ func TestCommittedDraftIsCompleteAlsoWhenOpenedAnew(t *testing.T) {
 	r := realRoot(t, dir)
 	d, want := draftOf(t, r)
 	id := ondemand.ObjectID("ab" + string(bytes.Repeat([]byte("0"), 62)))
-	o, err := d.Commit(Meta{ID: id, Size: int64(len(want))})
+	if err := d.Commit(Meta{ID: id, Size: int64(len(want))}); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.open) != 0 {
+		t.Error("the object was left open")
+	}
+	o, err := r.Object(id)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,13 +98,42 @@ func TestDraftCompletesWhatIsThere(t *testing.T) {
 	if err := o.Fill(want[:ondemand.BlockSize], 0); err != nil {
 		t.Fatal(err)
 	}
-	again, err := d.Commit(meta)
-	if err != nil || again != o || !o.Complete() {
-		t.Fatalf("another object %v, complete %v, %v", again != o, o.Complete(), err)
+	if err := d.Commit(meta); err != nil || !o.Complete() || o.isClosed() {
+		t.Fatalf("complete %v, closed %v, %v", o.Complete(), o.isClosed(), err)
+	}
+	d, _ = draftOf(t, r) // and once more, of what is complete and open
+	if err := d.Commit(meta); err != nil || o.isClosed() {
+		t.Fatalf("closed %v, %v", o.isClosed(), err)
 	}
 	got := make([]byte, len(want))
 	if _, err := o.File().ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("wrong bytes, %v", err)
+	}
+}
+
+// Commits of one object may meet each other, and one who opens it meanwhile.
+func TestCommitClosesNoObjectOfOthers(t *testing.T) {
+	r := realRoot(t, t.TempDir())
+	id := ondemand.ObjectID("ef" + string(bytes.Repeat([]byte("2"), 62)))
+	for range 20 {
+		var all sync.WaitGroup
+		meta := Meta{ID: id, Size: 5 * ondemand.BlockSize}
+		for range 3 {
+			d, _ := draftOf(t, r)
+			all.Go(func() {
+				if err := d.Commit(meta); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		o, err := r.Create(meta)
+		all.Wait()
+		if err != nil || o.isClosed() || !o.Complete() {
+			t.Fatalf("%v, closed %v", err, o.isClosed())
+		}
+		if err := errors.Join(o.Close(), r.Remove(id)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -116,7 +152,7 @@ func TestNothingIsLeftOfADraft(t *testing.T) {
 		t.Errorf("discarded: %d left, %v", left(), err)
 	}
 	d, _ = draftOf(t, r)
-	if o, err := d.Commit(Meta{ID: "bad", Size: 1}); err == nil || o != nil || left() != 0 {
+	if err := d.Commit(Meta{ID: "bad", Size: 1}); err == nil || left() != 0 {
 		t.Errorf("committed under a bad name: %v, %d left", err, left())
 	}
 	if _, _ = draftOf(t, r); left() != 1 {

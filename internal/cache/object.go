@@ -14,12 +14,17 @@ import (
 // Object is one object of a root, open. There is one value for it at a time:
 // whoever closes it closes it for all. It is an ondemand.Object.
 type Object struct {
-	root     *Root
-	dir      string // relative to the root
-	id       ondemand.ObjectID
-	size     int64
-	data     file
-	found    Recovery
+	root  *Root
+	dir   string // relative to the root
+	id    ondemand.ObjectID
+	size  int64
+	data  file
+	found Recovery
+	// handedOut: somebody outside has it, and closes it. guests are the Commits that
+	// are at it. Guarded by root.mu.
+	handedOut bool
+	guests    int
+
 	presence *ondemand.Presence // what is present in memory
 	complete atomic.Bool        // every block is durable
 

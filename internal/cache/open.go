@@ -38,7 +38,7 @@ func (r *Root) Create(meta Meta) (*Object, error) {
 func (r *Root) openOrMake(meta Meta) (o *Object, made bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	o, err = r.openLocked(meta.ID)
+	o, err = r.handOutLocked(meta.ID)
 	if errors.Is(err, ErrCorrupt) {
 		// Without its description nothing of it can be trusted.
 		if err = r.removeLocked(meta.ID); err == nil {
@@ -51,7 +51,7 @@ func (r *Root) openOrMake(meta Meta) (o *Object, made bool, err error) {
 	if err := r.makeLocked(meta); err != nil {
 		return nil, false, err
 	}
-	o, err = r.openLocked(meta.ID)
+	o, err = r.handOutLocked(meta.ID)
 	return o, true, err
 }
 
@@ -63,7 +63,7 @@ func (r *Root) Object(id ondemand.ObjectID) (*Object, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	o, err := r.openLocked(id)
+	o, err := r.handOutLocked(id)
 	if err != nil {
 		return nil, fmt.Errorf("open object %s: %w", id.Short(), err)
 	}
@@ -145,6 +145,15 @@ func resize(f file, size int64) error {
 func headerFor(meta Meta, data fileStat) (header, error) {
 	k, err := parseKey(meta.ID)
 	return header{key: k, epoch: rand.Uint64(), size: meta.Size, inode: data.inode, birth: data.birth}, err
+}
+
+// handOutLocked is openLocked for who closes the object.
+func (r *Root) handOutLocked(id ondemand.ObjectID) (*Object, error) {
+	o, err := r.openLocked(id)
+	if err == nil {
+		o.handedOut = true
+	}
+	return o, err
 }
 
 // openLocked opens an object, or finds it open.

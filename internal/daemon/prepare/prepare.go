@@ -214,11 +214,7 @@ func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) 
 		if err != nil {
 			return p, err
 		}
-		object, err := draft.Commit(meta)
-		if err != nil {
-			return p, err
-		}
-		if err := object.Close(); err != nil {
+		if err := draft.Commit(meta); err != nil {
 			return p, err
 		}
 	}
