@@ -17,7 +17,11 @@ import (
 )
 
 // Detach undoes an attach or a bind. A file in use stays attached, with ExitInUse.
-func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err error) {
+func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) error {
+	return i.named(i.detach(ctx, q))
+}
+
+func (i *Instance) detach(ctx context.Context, q control.DetachRequest) (err error) {
 	path, err := canonical("detach", q.Path)
 	if err != nil {
 		return err
@@ -49,13 +53,14 @@ func (i *Instance) Detach(ctx context.Context, q control.DetachRequest) (err err
 		return refuse(control.ExitInUse, "detach it again", "detach %s: something else was attached there meanwhile", path)
 	}
 	if err := i.unmount(f); errors.Is(err, syscall.EBUSY) {
-		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use by %s", path, f.record.users(i.client.KeeperPID()))
+		return &inUseError{record: f.record, hint: "let them close it, then detach again", text: "detach " + path + ": in use"}
 	} else if err != nil {
 		return fmt.Errorf("detach %s: %w", path, err)
 	}
 	err = i.forgetLocked(f)
 	if whole != nil {
-		err = errors.Join(err, place(whole, path))
+		delete(i.covered, path) // it takes the place of what was made there
+		err = errors.Join(err, place(whole, path), i.records.remove(path))
 	}
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", path, err)
@@ -98,20 +103,27 @@ func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
 // can read it, an incomplete object stays served. All steps are tried, and an error
 // does not stop the next.
 func (i *Instance) forgetLocked(f *attachedFile) error {
-	var err error
-	if !f.leaving {
-		err = dropPlaceholder(f.record)
-	}
-	alive, e := f.record.alive()
-	if e != nil || alive && !f.object.served.Complete() {
+	alive, err := f.record.alive()
+	if err != nil || alive && !f.object.served.Complete() {
 		f.leaving = true
-		return errors.Join(err, e)
+		return err
 	}
 	delete(i.files, f.record.Path)
-	if err == nil {
-		err = i.records.remove(f.record.Path)
+	return errors.Join(i.clearLocked(f.record, alive), i.releaseLocked(f.object, f.record.Forget))
+}
+
+// clearLocked takes away what was made for the record, and the record. While its
+// filesystem is alive, mounted elsewhere, both stay: removing a name takes away the
+// mounts on it in all namespaces (fs/namei.c, dont_mount and detach_mounts).
+func (i *Instance) clearLocked(rec record, alive bool) error {
+	if alive && rec.Placeholder {
+		i.covered[rec.Path] = rec
+		return nil
 	}
-	return errors.Join(err, i.releaseLocked(f.object, f.record.Forget))
+	if err := dropPlaceholder(rec); err != nil {
+		return err
+	}
+	return i.records.remove(rec.Path)
 }
 
 // dropPlaceholder removes the file that an attach made, or the directory that a

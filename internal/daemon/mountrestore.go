@@ -12,22 +12,28 @@ import (
 // restoreMount goes on with a recorded mount, or undoes what is left of it.
 // alone, where it is not nil, notes what nobody guarded.
 func (i *Instance) restoreMount(rec record, mounts []mount.Mount, alone *control.Unguarded) error {
-	mounted := rec.standing(mounts)
+	mounted, guarded := rec.standing(mounts), alone == nil
 	alive, err := rec.alive()
 	if err != nil {
 		return err
 	}
 	if alone != nil && (mounted || alive) {
-		alone.Files = append(alone.Files, rec.Path)
+		if guarded = whole(i.root.Dir(), rec); !guarded {
+			alone.Files = append(alone.Files, rec.Path)
+		}
 		if mounted, alive, err = tryTakeDown(rec, mounted); err != nil {
 			return err
 		}
 	}
-	if mounted || alive {
-		// In use: from now on it is guarded again.
-		return i.remountLocked(rec, !mounted)
+	if !mounted && !alive {
+		return i.dropMount(rec)
 	}
-	return i.dropMount(rec)
+	if err := i.remountLocked(rec, !mounted); err != nil || guarded {
+		return err
+	}
+	// In use: from now on it is guarded again.
+	alone.Users = append(alone.Users, rec.users(i.client.KeeperPID()))
+	return nil
 }
 
 // tryTakeDown unmounts what nobody has guarded, and tells whether it is mounted

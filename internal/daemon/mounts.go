@@ -168,6 +168,10 @@ const readAheadKiB = 512
 
 // Umount undoes a mount. One that is in use stays, with ExitInUse, unless lazy.
 func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
+	return i.named(i.umount(q))
+}
+
+func (i *Instance) umount(q control.UmountRequest) error {
 	path, err := canonical("umount", q.Dir)
 	if err != nil {
 		return err
@@ -182,10 +186,10 @@ func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
 		return refuse(control.ExitError, "`lacuna status` lists what is mounted", "umount %s: nothing is mounted there", path)
 	}
 	if m.leaving {
-		return refuse(control.ExitInUse, "let them close it", "umount %s: it is unmounted, and still in use by %s", path, m.record.users(i.client.KeeperPID()))
+		return &inUseError{record: m.record, hint: "let them close it", text: "umount " + path + ": it is unmounted, and still in use"}
 	}
 	if err := m.record.takeOff(!q.Lazy && !m.complete(), q.Lazy); errors.Is(err, syscall.EBUSY) {
-		return refuse(control.ExitInUse, "let them close it, or `lacuna umount --lazy`", "umount %s: in use by %s", path, m.record.users(i.client.KeeperPID()))
+		return &inUseError{record: m.record, hint: "let them close it, or `lacuna umount --lazy`", text: "umount " + path + ": in use"}
 	} else if err != nil {
 		return fmt.Errorf("umount %s: %w", path, err)
 	}
@@ -196,11 +200,6 @@ func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
 // lives, for those who have a file of it open or a mount of their own, its devices
 // stay served.
 func (i *Instance) forgetMountLocked(m *mountedImage) error {
-	if !m.leaving && m.record.Placeholder {
-		if err := os.Remove(m.record.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			i.report("removing the directory of a mount", err)
-		}
-	}
 	alive, err := m.record.alive()
 	if err != nil {
 		return err
@@ -213,7 +212,7 @@ func (i *Instance) forgetMountLocked(m *mountedImage) error {
 		return nil
 	}
 	delete(i.mounts, m.record.Path)
-	err = errors.Join(i.records.remove(m.record.Path), i.releaseDevicesLocked(m))
+	err = errors.Join(i.clearLocked(m.record, alive), i.releaseDevicesLocked(m))
 	i.log.Info("unmounted", "dir", m.record.Path)
 	return err
 }
@@ -234,6 +233,22 @@ func (i *Instance) forgetLeft() {
 			if err := i.forgetLocked(f); err != nil {
 				i.report("releasing "+f.record.Path, err)
 			}
+		}
+	}
+	for path, rec := range i.covered {
+		if i.files[path] != nil || i.mounts[path] != nil {
+			continue // it is used again
+		}
+		alive, err := rec.alive()
+		if err == nil && alive {
+			continue
+		}
+		delete(i.covered, path)
+		if err == nil {
+			err = i.clearLocked(rec, false)
+		}
+		if err != nil {
+			i.report("removing what was made to mount on", err)
 		}
 	}
 }

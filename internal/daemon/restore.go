@@ -46,11 +46,28 @@ func (i *Instance) restore(fresh bool) error {
 		}
 	}
 	if alone != nil && len(alone.Files) > 0 {
+		if i.showsLocked() {
+			if err := dropPageCache(); err != nil {
+				i.report("forgetting what was read while nobody served: readers may go on seeing zeros", err)
+			}
+		}
 		i.unguarded = append(i.unguarded, *alone)
-		i.log.Error("files stood unguarded: readers may have seen zeros in place of missing data",
+		i.log.Error("files stood unguarded: readers may have seen zeros in place of missing data, and what is mapped may have them still",
 			"from", alone.From, "to", alone.To, "files", alone.Files, "in_use_by", alone.Users)
 	}
 	return nil
+}
+
+// showsLocked tells whether a filesystem of what is recorded lives: zeros that were
+// read of it while nobody served stay in its page cache, and are no event's business
+// any more.
+func (i *Instance) showsLocked() bool {
+	for _, f := range i.files {
+		if f.record.Kind != kindBind {
+			return true
+		}
+	}
+	return len(i.mounts) > 0
 }
 
 // restoreOne goes on with one record. alone, where it is not nil, notes what
@@ -66,29 +83,25 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 	if rec.Kind == kindMount {
 		return i.restoreMount(rec, mounts, alone)
 	}
-	mounted := rec.standing(mounts)
+	mounted, guarded := rec.standing(mounts), alone == nil
 	alive, err := rec.alive()
 	if err != nil {
 		return err
 	}
 	if alone != nil && (mounted || alive) {
-		alone.Files = append(alone.Files, rec.Path)
+		if guarded = whole(i.root.Dir(), rec); !guarded {
+			alone.Files = append(alone.Files, rec.Path)
+		}
 		if mounted, alive, err = tryTakeDown(rec, mounted); err != nil {
 			return err
 		}
-		if !mounted && alive {
-			err = dropPlaceholder(rec)
-		}
-	}
-	if err != nil {
-		return err
 	}
 	if !mounted && !alive {
 		// Nobody used it, or the machine was restarted, or who served it died
 		// between the record and the mount.
 		return i.dropLocked(rec)
 	}
-	if err := i.reattachLocked(rec, !mounted); err != nil || alone == nil {
+	if err := i.reattachLocked(rec, !mounted); err != nil || guarded {
 		return err
 	}
 	// In use: from now on it is guarded again.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon/fileset"
 	"github.com/lacunafs/lacuna/internal/mount"
 )
@@ -116,6 +117,32 @@ func (rec *record) users(except ...int) string {
 		return "a process that is not visible here"
 	}
 	return some(found)
+}
+
+// inUseError is what cannot be taken away now. Who uses it is looked for without mu,
+// by named: that looks into all processes.
+type inUseError struct {
+	record     record
+	hint, text string
+}
+
+// Error is for the log only.
+func (e *inUseError) Error() string { return e.text }
+
+// named names the users where err is an inUseError.
+func (i *Instance) named(err error) error {
+	var busy *inUseError
+	if !errors.As(err, &busy) {
+		return err
+	}
+	return refuse(control.ExitInUse, busy.hint, "%s by %s", busy.text, busy.record.users(i.client.KeeperPID()))
+}
+
+// dropPageCache empties the page cache of all filesystems (proc_sys_vm(5), drop_caches),
+// which needs no walk through trees and finds files that are open and have no name.
+// What is mapped stays.
+func dropPageCache() error {
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0)
 }
 
 // isOwnMount tells whether m was made of a filesystem image below root.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/keeper"
 	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -182,19 +183,51 @@ func takeDown(root string, held keeper.Held, except ...int) (left []string, err 
 
 // whole tells whether nothing of the record's objects is missing. In doubt it is not.
 func whole(root string, rec record) bool {
-	if rec.Kind != kindAttach {
+	ids, err := shownIn(root, rec)
+	if err != nil {
 		return false
 	}
 	r, err := cache.OpenRootReadOnly(root)
 	if err != nil {
 		return false
 	}
-	o, err := r.Object(ondemand.ObjectID(rec.Object))
-	if err != nil {
-		return false
+	complete := true
+	for _, id := range ids {
+		o, err := r.Object(id)
+		if err != nil {
+			complete = false
+			break
+		}
+		complete = o.Complete() && complete
+		if o.Close() != nil {
+			complete = false
+		}
 	}
-	complete := o.Complete()
-	return errors.Join(o.Close(), r.Close()) == nil && complete
+	return r.Close() == nil && complete
+}
+
+// shownIn is the objects whose data the record's filesystem reads.
+func shownIn(root string, rec record) (ids []ondemand.ObjectID, err error) {
+	switch {
+	case rec.Kind == kindAttach:
+		return []ondemand.ObjectID{ondemand.ObjectID(rec.Object)}, nil
+	case rec.Kind != kindMount:
+		return nil, errors.New("it is no filesystem")
+	case rec.fromManifest():
+		return nil, errors.New("what of it is verified only the instance knows")
+	}
+	library, err := prepare.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := library.Load(rec.Plan)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range plan.Devices {
+		ids = append(ids, plan.Layers[n].Device)
+	}
+	return ids, nil
 }
 
 // dropRecords undoes what the records of things that are taken down say. One
@@ -210,6 +243,11 @@ func dropRecords(root string) error {
 	}
 	var errs []error
 	for _, rec := range list {
+		alive, err := rec.alive()
+		if err != nil || alive && rec.Placeholder {
+			errs = append(errs, err)
+			continue // it is complete, and mounted elsewhere: the next start undoes it
+		}
 		errs = append(errs, dropPlaceholder(rec), r.remove(rec.Path))
 	}
 	return errors.Join(errs...)

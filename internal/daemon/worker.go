@@ -31,7 +31,8 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 		s: s, log: log, client: client, held: held, started: time.Now(),
 		pushed: make(map[string][]*sys.FD), files: make(map[string]*attachedFile),
 		objects: make(map[ondemand.ObjectID]*servedObject), bound: make(map[string]*boundDir),
-		mounts: make(map[string]*mountedImage), loops: make(map[string]bool),
+		covered: make(map[string]record),
+		mounts:  make(map[string]*mountedImage), loops: make(map[string]bool),
 	}
 	// Signals are taken from the first moment on, or one would kill us.
 	signals := make(chan os.Signal, 8)

@@ -252,6 +252,24 @@ func TestBothKilledFileInUseIsGuardedAgain(t *testing.T) {
 	a.wantGone()
 }
 
+// Zeros that were read while nobody served do not stay in the page cache.
+func TestBothKilledZerosAreForgotten(t *testing.T) {
+	a := attachedToDaemon(t, "")
+	h := hold(t, a.file)
+	s := a.status()
+	a.kill(s.WorkerPID, s.KeeperPID)
+	off := a.missing()
+	if r := h.read(off, 10000); !bytes.Equal(r.Data, make([]byte, 10000)) {
+		t.Logf("unguarded read: %v", r.Errno)
+	}
+	a.startDaemon()
+	h.wantPattern(stormSeed, off, 10000)
+	h.close()
+	a.lacuna("detach", a.file)
+	a.stop()
+	a.wantGone()
+}
+
 // Who has it open is guarded again also where somebody has unmounted it meanwhile.
 func TestBothKilledUnmountedFileIsGuardedAgain(t *testing.T) {
 	a := attachedToDaemon(t, "")

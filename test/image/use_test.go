@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"fmt"
@@ -214,8 +215,8 @@ func TestUmountOfABusyMountNamesWho(t *testing.T) {
 func TestLazyUmountLetsReadersGoOn(t *testing.T) {
 	h := hold(t)
 	h.Lacuna("umount", "--lazy", h.dir)
-	if _, err := os.Lstat(h.dir); !os.IsNotExist(err) {
-		t.Errorf("%s is still there: %v", h.dir, err)
+	if points := instance.MountsBelow(h.Dir); len(points) > 0 {
+		t.Errorf("mounted: %v", points)
 	}
 	worker := h.WaitWorker(0)
 	h.Kill(worker) // and the next worker goes on with it
@@ -227,6 +228,9 @@ func TestLazyUmountLetsReadersGoOn(t *testing.T) {
 		}
 		return nil
 	})
+	if _, err := os.Lstat(h.dir); !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", h.dir, err)
+	}
 	dir := h.mount(h.ref, "mnt")
 	h.umount(dir)
 }
@@ -265,6 +269,129 @@ func TestBothProcessesAreKilledUnderAnOpenFile(t *testing.T) {
 	}
 	h.want(h.tell())
 	h.umount(h.dir)
+}
+
+// Zeros that were read while nobody served do not stay in the page cache.
+func TestZerosAreForgottenInAMount(t *testing.T) {
+	h := hold(t)
+	status := h.Status()
+	h.Kill(status.KeeperPID, status.WorkerPID)
+	<-h.Ended
+	name := filepath.Join(h.dir, "data")
+	got, err := os.ReadFile(name)
+	if err != nil || bytes.Equal(got, h.data) {
+		t.Fatalf("nothing is missing: %v", err)
+	}
+	h.StartDaemon()
+	if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, h.data) {
+		t.Errorf("it reads wrong: %v", err)
+	}
+	after := h.Status()
+	if len(after.Unguarded) != 1 || !strings.Contains(fmt.Sprint(after.Unguarded[0].Users), fmt.Sprint(h.holder.Process.Pid)) {
+		t.Errorf("unguarded: %+v; process %d has a file open", after.Unguarded, h.holder.Process.Pid)
+	}
+	h.want(h.tell())
+	h.umount(h.dir)
+}
+
+// elsewhere is a process in a mount namespace of its own, with copies of all mounts.
+// ask has it run a shell's line.
+func elsewhere(t *testing.T) (ask func(line string) string, end func()) {
+	t.Helper()
+	sh := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `echo up; while read line; do eval "$line"; done`)
+	in, err := sh.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := sh.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh.Stderr = sh.Stdout
+	if err := sh.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() {
+		_ = in.Close()
+		late := time.AfterFunc(30*time.Second, func() { _ = sh.Process.Kill() })
+		_ = sh.Wait()
+		late.Stop()
+	})
+	t.Cleanup(end)
+	lines := bufio.NewReader(out)
+	next := func() string {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(line)
+	}
+	next()
+	return func(line string) string {
+		if _, err := fmt.Fprintln(in, line); err != nil {
+			t.Fatal(err)
+		}
+		return next()
+	}, end
+}
+
+// A mount in another namespace stays where it is, and is served, when it is taken
+// away here: by umount --lazy, and by the start after both processes were killed.
+func TestMountInAnotherNamespaceStays(t *testing.T) {
+	for name, away := range map[string]func(*held){
+		"lazy": func(h *held) { h.Lacuna("umount", "--lazy", h.dir) },
+		"killed": func(h *held) {
+			status := h.Status()
+			h.Kill(status.KeeperPID, status.WorkerPID)
+			<-h.Ended
+			h.StartDaemon()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := hold(t)
+			h.want(h.tell())
+			ask, end := elsewhere(t)
+			away(h)
+			if points := instance.MountsBelow(h.Dir); len(points) > 0 {
+				t.Errorf("mounted: %v", points)
+			}
+			want := fmt.Sprintf("%x", sha256.Sum256(toctest.Random(10, 1<<20)))
+			if got := ask("sha256sum <" + filepath.Join(h.dir, "other")); !strings.HasPrefix(got, want) {
+				t.Errorf("the other namespace reads %q, want %s", got, want)
+			}
+			end()
+			instance.Eventually(t, 30*time.Second, func() error {
+				if _, err := os.Lstat(h.dir); !os.IsNotExist(err) {
+					return fmt.Errorf("%s is still there: %w", h.dir, err)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// What is complete goes on in another namespace without the instance, which stops
+// at once; the next start removes the directory.
+func TestCompleteMountOutlivesTheInstance(t *testing.T) {
+	h := hold(t)
+	if _, err := os.ReadFile(filepath.Join(h.dir, "other")); err != nil {
+		t.Fatal(err)
+	}
+	h.want(h.tell())
+	ask, end := elsewhere(t)
+	h.Stop()
+	want := fmt.Sprintf("%x", sha256.Sum256(h.data))
+	if got := ask("sha256sum <" + filepath.Join(h.dir, "data")); !strings.HasPrefix(got, want) {
+		t.Errorf("the other namespace reads %q, want %s", got, want)
+	}
+	end()
+	h.StartDaemon()
+	if s := h.Status(); len(s.Unguarded) > 0 {
+		t.Errorf("unguarded: %+v", s.Unguarded)
+	}
+	if _, err := os.Lstat(h.dir); !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", h.dir, err)
+	}
 }
 
 // What was mounted is mounted again without a network, and what is there is right.
