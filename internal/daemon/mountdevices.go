@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
@@ -23,17 +24,22 @@ func (i *Instance) layerBlob(ctx context.Context, img *oci.Image, l oci.Layer) (
 	if err != nil {
 		return nil, err
 	}
-	return i.sources.wrap(layerOrigin(l), blob), nil
+	return i.sources.wrap(layerOrigin(img, l), blob), nil
 }
 
 // layerOrigin describes where a device's bytes come from: the layer, whichever image
-// and registry it is found through.
-func layerOrigin(l oci.Layer) origin {
-	return origin{Kind: originLayer, Name: "layer " + l.Digest.String()}
+// and registry it is found through. Its requests count as the registry's.
+func layerOrigin(img *oci.Image, l oci.Layer) origin {
+	o := origin{Kind: originLayer, Name: "layer " + l.Digest.String()}
+	if !strings.HasPrefix(img.Ref, "oci-layout:") && !strings.HasPrefix(img.Ref, "docker-archive:") {
+		registry, _, _ := strings.Cut(img.Ref, "/")
+		o.group = "registry " + registry
+	}
+	return o
 }
 
 func deviceMeta(img *oci.Image, n int, l prepare.Layer) (cache.Meta, error) {
-	raw, err := json.Marshal(layerOrigin(img.Layers[n]))
+	raw, err := json.Marshal(layerOrigin(img, img.Layers[n]))
 	return cache.Meta{ID: l.Device, Size: l.Size, Source: raw}, err
 }
 
@@ -93,7 +99,7 @@ func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int, open
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())
 	}
-	where := layerOrigin(from)
+	where := layerOrigin(m.image, from)
 	o, err := i.serveLocked(cached, where, device)
 	if err != nil {
 		return nil, errors.Join(err, blob.Close())

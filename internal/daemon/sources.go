@@ -38,6 +38,10 @@ type origin struct {
 	// Once is a random word where the source offers nothing to recognise its
 	// bytes by: a later opening is another object.
 	Once string `json:"once,omitempty"`
+
+	// group names who is asked, where that does not follow from Name. It is no part
+	// of the description.
+	group string
 }
 
 // Kinds of origins.
@@ -63,9 +67,8 @@ func (o origin) host() string {
 	if u, err := url.Parse(o.Name); o.Kind == originHTTP && err == nil {
 		return u.Scheme + "://" + u.Host
 	}
-	if o.Kind == originLayer {
-		registry, _, _ := strings.Cut(o.Name, "/")
-		return "registry " + registry
+	if o.group != "" {
+		return o.group
 	}
 	if o.Kind == originFiles {
 		return o.Name // its parts have bounds for their own hosts

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/oci"
 )
 
 func TestObjectIsNamedByDigestElseBySourceAndVersion(t *testing.T) {
@@ -71,6 +72,28 @@ func TestHostsAreGrouped(t *testing.T) {
 	} {
 		if got := o.host(); got != want {
 			t.Errorf("%s: %s, want %s", o.Name, got, want)
+		}
+	}
+}
+
+// The layers of one registry share its connections, and are the same everywhere.
+func TestLayersOfARegistryAreOneGroup(t *testing.T) {
+	one, two := oci.Layer{Digest: "sha256:1"}, oci.Layer{Digest: "sha256:2"}
+	for _, tt := range []struct {
+		ref   string
+		layer oci.Layer
+		want  string
+	}{
+		{"h:81/a:v1", one, "registry h:81"}, {"h:81/b/c@sha256:3", two, "registry h:81"}, {"g/a:v1", one, "registry g"},
+		{"oci-layout:/a/b", one, "local files"}, {"docker-archive:/a/b.tar", two, "local files"},
+	} {
+		o := layerOrigin(&oci.Image{Ref: tt.ref}, tt.layer)
+		if got := o.host(); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.ref, got, tt.want)
+		}
+		raw, err := json.Marshal(o)
+		if want := `"name":"layer ` + tt.layer.Digest.String() + `"`; err != nil || !strings.Contains(string(raw), want) || strings.Contains(string(raw), "h:81") {
+			t.Errorf("%s is described by %s, %v", tt.ref, raw, err)
 		}
 	}
 }
