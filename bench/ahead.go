@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"syscall"
 	"time"
 )
 
@@ -14,6 +16,7 @@ type ahead struct {
 	sequential, random, small          []time.Duration // with the registry far away
 	fetched                            []time.Duration // bytes of random, as nanoseconds
 	complete, completeRandom, allFiles []time.Duration // all present, cold page cache
+	faults                             []time.Duration // page faults there
 }
 
 const randomReads = 100
@@ -38,11 +41,11 @@ func readAheads(b *bench) error {
 	if err := presentAheads(b, img, all); err != nil {
 		return err
 	}
-	fmt.Println("\n| read-ahead | missing: a large file | 4 KiB at random: p50 | fetched for a read | small files | present, cold: large files | 4 KiB at random: p50 | all files |")
-	fmt.Println("|---|---|---|---|---|---|---|---|")
+	fmt.Println("\n| read-ahead | missing: a large file | 4 KiB at random: p50 | fetched for a read | small files | present, cold: large files | 4 KiB at random: p50 | 100 page faults at random | all files |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|")
 	for _, a := range all {
-		fmt.Printf("| %d KiB | %s | %s | %d KiB | %s | %s | %s | %s |\n", a.kib, ms(median(a.sequential)), us(median(a.random)),
-			int64(median(a.fetched))>>10, ms(median(a.small)), ms(median(a.complete)), us(median(a.completeRandom)), ms(median(a.allFiles)))
+		fmt.Printf("| %d KiB | %s | %s | %d KiB | %s | %s | %s | %s | %s |\n", a.kib, ms(median(a.sequential)), us(median(a.random)),
+			int64(median(a.fetched))>>10, ms(median(a.small)), ms(median(a.complete)), us(median(a.completeRandom)), ms(median(a.faults)), ms(median(a.allFiles)))
 	}
 	return nil
 }
@@ -95,37 +98,67 @@ func presentAheads(b *bench, img *image, all []*ahead) (err error) {
 	}
 	for range b.rounds + 2 {
 		for _, a := range all {
-			if err := readAhead(a.kib); err != nil {
+			if err := a.near(m); err != nil {
 				return err
 			}
-			for _, what := range []struct {
-				into *[]time.Duration
-				run  func() error
-			}{
-				{&a.complete, func() error { return readBig(m.dir) }},
-				{&a.allFiles, func() error {
-					_, err := readTree(filepath.Join(m.dir, "layer3"))
-					return err
-				}},
-			} {
-				if err := dropCaches(); err != nil {
-					return err
-				}
-				start := time.Now()
-				if err := what.run(); err != nil {
-					return err
-				}
-				*what.into = append(*what.into, time.Since(start))
-			}
-			if err := dropCaches(); err != nil {
-				return err
-			}
-			took, err := preads(m.path(bigFile(2)), 4096, places(6, randomReads, bigSize, 256<<10))
-			if err != nil {
-				return err
-			}
-			a.completeRandom = append(a.completeRandom, median(took))
 		}
 	}
 	return nil
+}
+
+func (a *ahead) near(m *mounted) error {
+	if err := readAhead(a.kib); err != nil {
+		return err
+	}
+	whole := func(into *[]time.Duration, run func() error) func() error {
+		return func() error {
+			start := time.Now()
+			err := run()
+			*into = append(*into, time.Since(start))
+			return err
+		}
+	}
+	offs := places(6, randomReads, bigSize, 256<<10)
+	typical := func(into *[]time.Duration, read func() ([]time.Duration, error)) func() error {
+		return func() error {
+			took, err := read()
+			if err == nil {
+				*into = append(*into, median(took))
+			}
+			return err
+		}
+	}
+	for _, run := range []func() error{
+		whole(&a.complete, func() error { return readBig(m.dir) }),
+		whole(&a.allFiles, func() error {
+			_, err := readTree(filepath.Join(m.dir, "layer3"))
+			return err
+		}),
+		typical(&a.completeRandom, func() ([]time.Duration, error) { return preads(m.path(bigFile(2)), 4096, offs) }),
+		whole(&a.faults, func() error { return faults(m.path(bigFile(1)), offs) }),
+	} {
+		if err := errors.Join(dropCaches(), run()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// faults touches the page at each offset of a mapping.
+func faults(path string, offs []int64) (err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	data, err := syscall.Mmap(int(f.Fd()), 0, bigSize, syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	sum := byte(0)
+	for _, off := range offs {
+		sum += data[off]
+	}
+	runtime.KeepAlive(sum)
+	return syscall.Munmap(data)
 }
