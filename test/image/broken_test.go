@@ -205,7 +205,7 @@ func TestMountWhereTheLastOneIsStillInUse(t *testing.T) {
 	m.Lacuna("umount", "--lazy", dir)
 	_, err := m.Try("mount", ref, dir)
 	if instance.ExitOf(err) != 6 || !strings.Contains(err.Error(), fmt.Sprintf("still in use by process %d", os.Getpid())) ||
-		!strings.Contains(err.Error(), "another directory") {
+		!strings.Contains(err.Error(), "choose another") {
 		t.Errorf("mount where the last one is in use: %v", err)
 	}
 	one.want(halfReadSize-20000, nil)
