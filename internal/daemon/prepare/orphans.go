@@ -15,7 +15,8 @@ import (
 const newPrefix = ".new-"
 
 // Orphans finds below the cache root dir what nothing needs that exists: images that
-// have devices, and none of whose devices' objects exist, or that have no plan;
+// have devices, and none of whose devices' objects exist, or that have no plan that
+// is of use; what names meant that means none of the images that stay;
 // tables of contents of no such object and no image that stays; and what a crash
 // left half written. exists tells of objects, mounted of the keys of images that are
 // needed. Where a plan cannot be read it is not known what that needs.
@@ -26,9 +27,11 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 		return nil, err
 	}
 	needed := make(map[string]bool) // names of tables of contents
+	stays := make(map[string]bool)  // keys
 	for _, key := range images {
 		plan, err := l.Load(key)
-		gone := errors.Is(err, fs.ErrNotExist)
+		// What nobody has mounted is made anew where it is one of these.
+		gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) || errors.Is(err, errOld)
 		if err != nil && (mounted(key) || !gone) {
 			return nil, err
 		}
@@ -36,6 +39,7 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 			paths = append(paths, filepath.Join(dir, "images", key))
 			continue
 		}
+		stays[key] = true
 		for _, layer := range plan.Layers {
 			needed[string(layer.Device)+tocSuffix] = true
 		}
@@ -47,6 +51,17 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 			if strings.HasPrefix(name, newPrefix) {
 				paths = append(paths, filepath.Join(dir, "images", key, name))
 			}
+		}
+	}
+	asked, err := names(filepath.Join(dir, askedDir))
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range asked {
+		var m meaning
+		path := filepath.Join(dir, askedDir, name)
+		if strings.HasPrefix(name, newPrefix) || unseal(path, &m) != nil || !stays[m.Key] {
+			paths = append(paths, path)
 		}
 	}
 	tocs, err := names(filepath.Join(dir, "layers"))

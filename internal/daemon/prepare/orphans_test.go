@@ -1,7 +1,7 @@
 package prepare
 
 import (
-	"encoding/json"
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,18 +16,18 @@ import (
 // name of one letter have no data.
 func putImage(t *testing.T, dir, key string, devices ...string) {
 	t.Helper()
-	p := Plan{Version: planVersion, Image: oci.Image{Layers: make([]oci.Layer, len(devices))}}
+	p := Plan{Image: oci.Image{Layers: make([]oci.Layer, len(devices))}}
 	for n, d := range devices {
 		p.Layers = append(p.Layers, Layer{Device: ondemand.ObjectID(d)})
 		if len(d) > 1 {
 			p.Devices = append(p.Devices, n)
 		}
 	}
-	b, err := json.Marshal(p)
-	if err != nil {
+	var b bytes.Buffer
+	if err := seal(&b, p); err != nil {
 		t.Fatal(err)
 	}
-	put(t, filepath.Join(dir, "images", key, "plan.json"), string(b))
+	put(t, filepath.Join(dir, "images", key, "plan.json"), b.String())
 	put(t, filepath.Join(dir, "images", key, "metadata.erofs"), "")
 }
 

@@ -5,17 +5,21 @@
 //	images/<key>/plan.json       what the image is made of
 //	images/<key>/metadata.erofs  its filesystem image
 //	layers/<device id>.toc       a layer's table of contents
+//	asked/<digest>.json          the key of what an image's name meant last
 //
-// Everything here follows from the image's manifest, whose digest is part of the
-// key. Files are written whole under another name and then given theirs.
+// The id of a device contains what its bytes are trusted by (device.go), and the key of
+// an image the ids of its devices, so that what has a name stays what it is. Files are
+// written whole under another name and then given theirs. Those of JSON say their
+// own SHA-256 and the plan says that of the filesystem image: where one is wrong
+// it is made anew.
 package prepare
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -27,13 +31,10 @@ import (
 
 // planVersion is the version of plans that this program reads and writes. It goes
 // up when the same image would get another filesystem image.
-const planVersion = 1
+const planVersion = 2
 
 // Plan is what an image is made of.
 type Plan struct {
-	Version int `json:"version"`
-	// Asked is what it was last asked for by.
-	Asked Asked `json:"asked"`
 	// Image as it was found; Image.Ref is what was asked for, in full.
 	Image oci.Image `json:"image"`
 	// Layers are the image's, the lowest first.
@@ -45,6 +46,9 @@ type Plan struct {
 	Sequential bool `json:"sequential,omitempty"`
 	// Files counts the names that are not a directory's.
 	Files int `json:"files"`
+	// Sum is the SHA-256 of the filesystem image, in hexadecimal digits, Bytes its size.
+	Sum   string `json:"sum"`
+	Bytes int64  `json:"bytes"`
 
 	// Key names the plan in the cache root.
 	Key string `json:"-"`
@@ -82,24 +86,25 @@ const (
 	Scanned Format = "scanned"
 )
 
-// deviceID names the object of a layer's device.
-func deviceID(l oci.Layer, f Format) ondemand.ObjectID {
-	sum := sha256.Sum256(fmt.Appendf(nil, "lacuna device %d\n%s\n%s\n", device.Version, f, l.Digest))
-	return ondemand.ObjectID(hex.EncodeToString(sum[:]))
-}
-
-// keyOf names the plan of an image.
-func keyOf(img *oci.Image) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "lacuna image %d %d\n%s\n%s\n", planVersion, device.Version, img.Ref, img.Digest))
+// keyOf names the plan of an image with these layers.
+func keyOf(img *oci.Image, layers []prepared) string {
+	b := fmt.Appendf(nil, "lacuna image %d %d\n%s\n%s\n", planVersion, device.Version, img.Ref, img.Digest)
+	for _, l := range layers {
+		b = fmt.Appendf(b, "%s\n", l.Device)
+	}
+	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:16])
 }
 
 // Library is the prepared images of a cache root.
-type Library struct{ dir string }
+type Library struct {
+	dir   string
+	locks locks
+}
 
 // Open returns the library below the cache root dir.
 func Open(dir string) (*Library, error) {
-	for _, name := range []string{"images", "layers"} {
+	for _, name := range []string{"images", "layers", askedDir} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
 			return nil, fmt.Errorf("open the library of images: %w", err)
 		}
@@ -107,19 +112,14 @@ func Open(dir string) (*Library, error) {
 	return &Library{dir: dir}, nil
 }
 
-// Load reads a plan by its key; an error that wraps fs.ErrNotExist where there is none.
+// Load reads a plan by its key; an error that wraps fs.ErrNotExist where there is
+// none, ErrDamaged where it is not what was written. The filesystem image is not
+// looked at: it may be mounted.
 func (l *Library) Load(key string) (*Plan, error) {
 	dir := filepath.Join(l.dir, "images", key)
-	b, err := os.ReadFile(filepath.Join(dir, "plan.json"))
-	if err != nil {
-		return nil, fmt.Errorf("load image: %w", err)
-	}
 	p := &Plan{Key: key, Metadata: filepath.Join(dir, "metadata.erofs")}
-	if err := json.Unmarshal(b, p); err != nil {
+	if err := unseal(filepath.Join(dir, "plan.json"), p); err != nil {
 		return nil, fmt.Errorf("load image %s: %w", key, err)
-	}
-	if p.Version != planVersion {
-		return nil, fmt.Errorf("load image %s: version %d, this program knows %d", key, p.Version, planVersion)
 	}
 	if len(p.Layers) != len(p.Image.Layers) {
 		return nil, fmt.Errorf("load image %s: %d layers of %d", key, len(p.Layers), len(p.Image.Layers))
@@ -132,30 +132,38 @@ func (l *Library) Load(key string) (*Plan, error) {
 	return p, nil
 }
 
-// Find returns the plan that was made last for what is asked, and nil where there
-// is none: what is mounted while the registry cannot be reached.
+// checkMetadata reads the filesystem image; ErrDamaged where it is not what was
+// written.
+func (p *Plan) checkMetadata() (err error) {
+	f, err := os.Open(p.Metadata)
+	if err != nil {
+		return fmt.Errorf("check image %s: %w", p.Key, err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	sum := sha256.New()
+	n, err := io.Copy(sum, f)
+	if err != nil {
+		return fmt.Errorf("check image %s: %w", p.Key, err)
+	}
+	if n != p.Bytes || hex.EncodeToString(sum.Sum(nil)) != p.Sum {
+		return fmt.Errorf("check image %s: filesystem image: %w", p.Key, ErrDamaged)
+	}
+	return nil
+}
+
+// Find returns what is asked for as it was found last, and nil where it never was:
+// what is mounted while the registry cannot be reached. An error: it was, and cannot be
+// mounted.
 func (l *Library) Find(asked Asked) (*Plan, error) {
-	names, err := filepath.Glob(filepath.Join(l.dir, "images", "*", "plan.json"))
+	p, err := l.last(asked)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		err = p.checkMetadata()
+	}
 	if err != nil {
 		return nil, err
 	}
-	var found *Plan
-	var newest int64
-	for _, name := range names {
-		st, err := os.Stat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		p, err := l.Load(filepath.Base(filepath.Dir(name)))
-		if err != nil || p.Asked != asked {
-			continue // one that cannot be read is made anew when it can be
-		}
-		if at := st.ModTime().UnixNano(); found == nil || at > newest {
-			found, newest = p, at
-		}
-	}
-	return found, nil
+	return p, nil
 }

@@ -1,13 +1,13 @@
 package prepare
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -23,7 +23,6 @@ import (
 	"github.com/lacunafs/lacuna/internal/toc"
 	"github.com/lacunafs/lacuna/internal/toc/estargz"
 	"github.com/lacunafs/lacuna/internal/toc/tarscan"
-	"github.com/lacunafs/lacuna/internal/toc/zstdchunked"
 )
 
 // layersAtOnce is how many layers are read or downloaded at the same time.
@@ -44,6 +43,8 @@ type Job struct {
 	// keeping writes tables of contents that were read: nobody waits for the
 	// disk before the plan, which says that they are there.
 	keeping *errgroup.Group
+	// before is the image's plan as it was made before, where that is known.
+	before *Plan
 }
 
 // prepared is a layer with its table of contents.
@@ -57,24 +58,26 @@ type prepared struct {
 // reads the layers' tables of contents, downloads layers that have none, and writes
 // the filesystem image. What fails leaves objects that are complete, for the next try.
 func (l *Library) Prepare(ctx context.Context, j Job) (*Plan, error) {
-	key := keyOf(j.Image)
-	if p, err := l.Load(key); err == nil && p.Asked == j.Asked && l.complete(j.Root, p) {
-		return p, nil
+	if p, err := l.last(j.Asked); err == nil && p.isOf(j.Image) {
+		if l.complete(j.Root, p) {
+			return p, nil
+		}
+		j.before = p
 	}
 	j.keeping = &errgroup.Group{}
-	p, err := l.prepare(ctx, j, key)
+	layers, err := l.layers(ctx, &j)
 	if err := errors.Join(err, j.keeping.Wait()); err != nil {
 		return nil, err
 	}
-	err = replace(filepath.Join(filepath.Dir(p.Metadata), "plan.json"), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
+	p, err := l.plan(ctx, &j, layers)
 	if err != nil {
 		return nil, err
 	}
-	return p, nil
+	return p, l.remember(j.Asked, p.Key)
 }
 
-// prepare makes all of a plan but the file that says so.
-func (l *Library) prepare(ctx context.Context, j Job, key string) (*Plan, error) {
+// layers has every layer's table of contents, and its device where that has to be made.
+func (l *Library) layers(ctx context.Context, j *Job) ([]prepared, error) {
 	layers := make([]prepared, len(j.Image.Layers))
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.SetLimit(layersAtOnce)
@@ -86,18 +89,35 @@ func (l *Library) prepare(ctx context.Context, j Job, key string) (*Plan, error)
 			return nil
 		})
 	}
-	if err := tasks.Wait(); err != nil {
-		return nil, err
-	}
-	return l.merge(j, key, layers)
+	return layers, tasks.Wait()
 }
 
-// complete tells whether a plan can be mounted as it is: layers that had to be
-// downloaded are there.
-func (l *Library) complete(root *cache.Root, p *Plan) bool {
-	if _, err := os.Stat(p.Metadata); err != nil {
-		return false
+// plan finds the plan of the image with these layers, or writes it.
+func (l *Library) plan(ctx context.Context, j *Job, layers []prepared) (*Plan, error) {
+	key := keyOf(j.Image, layers)
+	unlock, err := l.locks.lock(ctx, "image "+key)
+	if err != nil {
+		return nil, err
 	}
+	defer unlock()
+	if p, err := l.Load(key); err == nil && l.complete(j.Root, p) {
+		return p, nil
+	}
+	p, err := l.merge(j, key, layers)
+	if err != nil {
+		return nil, err
+	}
+	return p, replace(filepath.Join(filepath.Dir(p.Metadata), "plan.json"), func(w io.Writer) error { return seal(w, p) })
+}
+
+// isOf tells whether the plan is of that very image.
+func (p *Plan) isOf(img *oci.Image) bool {
+	return p.Image.Ref == img.Ref && p.Image.Digest == img.Digest && len(p.Layers) == len(img.Layers)
+}
+
+// complete tells whether a plan can be mounted as it is: its filesystem image is
+// what was written, and layers that had to be downloaded are there.
+func (l *Library) complete(root *cache.Root, p *Plan) bool {
 	for _, layer := range p.Layers {
 		if _, err := os.Stat(l.tocPath(layer)); err != nil {
 			return false
@@ -106,34 +126,20 @@ func (l *Library) complete(root *cache.Root, p *Plan) bool {
 			return false
 		}
 	}
-	return true
+	return p.checkMetadata() == nil
 }
 
-func exists(root *cache.Root, layer Layer) bool {
-	_, err := os.Stat(filepath.Join(root.Dir(), "objects", string(layer.Device[:2]), string(layer.Device), "data"))
-	return err == nil
-}
-
-// tocSuffix is how the name of a table of contents ends.
-const tocSuffix = ".toc"
-
-func (l *Library) tocPath(layer Layer) string {
-	return filepath.Join(l.dir, "layers", string(layer.Device)+tocSuffix)
-}
-
-// layer finds a layer's table of contents, in the cache first.
-func (l *Library) layer(ctx context.Context, j Job, n int) (prepared, error) {
+// layer finds a layer's table of contents, in the cache first. One layer is prepared
+// once at a time, whichever image it is of.
+func (l *Library) layer(ctx context.Context, j *Job, n int) (prepared, error) {
 	from := j.Image.Layers[n]
-	for _, f := range []Format{EStargz, ZstdChunked, Scanned} {
-		p := prepared{Layer: Layer{Device: deviceID(from, f), Format: f}}
-		t, verified, err := l.loadTOC(p.Layer)
-		if err != nil {
-			continue // none, or one that is read anew
-		}
-		p.toc, p.Size, p.Verified = t, t.DeviceSize(), verified
-		if f != Scanned || p.Size == 0 || exists(j.Root, p.Layer) {
-			return p, nil
-		}
+	unlock, err := l.locks.lock(ctx, "layer "+from.Digest.String())
+	if err != nil {
+		return prepared{}, err
+	}
+	defer unlock()
+	if p, found := l.cached(j, n); found {
+		return p, nil
 	}
 	blob, err := j.Blob(ctx, from)
 	if err != nil {
@@ -145,13 +151,10 @@ func (l *Library) layer(ctx context.Context, j Job, n int) (prepared, error) {
 }
 
 // read reads a layer's table of contents from the blob.
-func (l *Library) read(ctx context.Context, j Job, n int, blob source.Blob) (prepared, error) {
+func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (prepared, error) {
 	from := j.Image.Layers[n]
 	layer := &toc.Layer{Blob: blob, Annotations: from.Annotations}
-	for _, r := range []struct {
-		format Format
-		read   toc.Read
-	}{{ZstdChunked, zstdchunked.Read}, {EStargz, estargz.Read}} {
+	for _, r := range readers() {
 		if source.IsSequential(blob) {
 			break
 		}
@@ -162,13 +165,17 @@ func (l *Library) read(ctx context.Context, j Job, n int, blob source.Blob) (pre
 		if err != nil {
 			return prepared{}, err
 		}
-		p := prepared{Layer: Layer{Device: deviceID(from, r.format), Format: r.format}, toc: reading.TOC}
 		// Whether its chunks can be had as a device is found out here.
 		d, err := device.New(blob, reading.TOC)
 		if err != nil {
 			return prepared{}, err
 		}
-		p.Size, p.Verified = d.Size(), reading.Verified && d.Verified()
+		p := prepared{Layer: unverifiedLayer(j.Image, from, r.format, reading.Digest), toc: reading.TOC}
+		trust := r.trust(from.Annotations)
+		if p.Verified = trust != "" && reading.Verified && d.Verified(); p.Verified {
+			p.Layer = verifiedLayer(from, r.format, trust)
+		}
+		p.Size = d.Size()
 		j.keeping.Go(func() error { return l.saveTOC(p) })
 		return p, nil
 	}
@@ -177,7 +184,7 @@ func (l *Library) read(ctx context.Context, j Job, n int, blob source.Blob) (pre
 
 // download streams a layer once: its device is filled and its table of contents
 // made as it passes. The object gets its name when the digests are right.
-func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) (p prepared, err error) {
+func (l *Library) download(ctx context.Context, j *Job, n int, blob source.Blob) (p prepared, err error) {
 	from := j.Image.Layers[n]
 	draft, err := j.Root.NewDraft()
 	if err != nil {
@@ -205,7 +212,8 @@ func (l *Library) download(ctx context.Context, j Job, n int, blob source.Blob) 
 		return p, fmt.Errorf("the layer has DiffID %s, the configuration says %s: %w", sums.DiffID, from.DiffID, toc.ErrDigest)
 	}
 	hideMarks(t, from.Annotations)
-	p = prepared{Layer: Layer{Device: deviceID(from, Scanned), Format: Scanned, Size: t.DeviceSize(), Verified: true}, toc: t}
+	p = prepared{Layer: scannedLayer(from), toc: t}
+	p.Size = t.DeviceSize()
 	if place != p.Size {
 		return p, fmt.Errorf("internal error: files take %d bytes of a device of %d", place, p.Size)
 	}
@@ -268,9 +276,9 @@ func blame(ctx context.Context, blob source.Blob, l oci.Layer, err error) error 
 }
 
 // merge writes the filesystem image and makes the plan.
-func (l *Library) merge(j Job, key string, layers []prepared) (*Plan, error) {
+func (l *Library) merge(j *Job, key string, layers []prepared) (*Plan, error) {
 	var in []image.Layer
-	p := &Plan{Version: planVersion, Asked: j.Asked, Image: *j.Image, Key: key}
+	p := &Plan{Image: *j.Image, Key: key, Sequential: j.before != nil && j.before.Sequential}
 	for _, layer := range layers {
 		in = append(in, image.Layer{TOC: layer.toc, Tag: string(layer.Device)})
 		p.Layers = append(p.Layers, layer.Layer)
@@ -286,34 +294,30 @@ func (l *Library) merge(j Job, key string, layers []prepared) (*Plan, error) {
 		return nil, fmt.Errorf("keep the image: %w", err)
 	}
 	p.Metadata = filepath.Join(dir, "metadata.erofs")
-	err = replace(p.Metadata, func(w io.Writer) error { return erofs.Write(w, merged.Image) })
+	sum := summing{sum: sha256.New()}
+	err = replace(p.Metadata, func(w io.Writer) error {
+		sum.to = w
+		return erofs.Write(&sum, merged.Image)
+	})
 	if err != nil {
 		return nil, err
 	}
+	p.Sum, p.Bytes = hex.EncodeToString(sum.sum.Sum(nil)), sum.n
 	return p, nil
 }
 
-// replace writes a file durably under another name, and then gives it its own.
-func replace(name string, write func(io.Writer) error) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(name), newPrefix+"*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+// summing sums what is written.
+type summing struct {
+	to  io.Writer
+	sum hash.Hash
+	n   int64
+}
+
+func (s *summing) Write(p []byte) (n int, err error) {
+	n, err = s.to.Write(p)
+	s.n += int64(n)
+	if _, e := s.sum.Write(p[:n]); err == nil {
+		err = e
 	}
-	defer func() {
-		if err != nil {
-			if e := os.Remove(tmp.Name()); !errors.Is(e, fs.ErrNotExist) {
-				err = errors.Join(err, e)
-			}
-			err = fmt.Errorf("write %s: %w", name, err)
-		}
-	}()
-	buffered := bufio.NewWriterSize(tmp, 1<<20)
-	err = write(buffered)
-	if err == nil {
-		err = errors.Join(buffered.Flush(), tmp.Sync())
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), name)
+	return n, err
 }

@@ -30,6 +30,10 @@ import (
 // the JSON (estargz/types.go, TOCJSONDigestAnnotation).
 const TOCDigest = "containerd.io/snapshot/stargz/toc.digest"
 
+// Trust is what a layer's annotations say that Read verifies its table of contents
+// by; empty: nothing, and it is not verified.
+func Trust(annotations map[string]string) string { return annotations[TOCDigest] }
+
 const (
 	tocName = "stargz.index.json"
 	magic   = "STARGZ"

@@ -42,13 +42,23 @@ const (
 )
 
 // annotation returns the value of a layer's annotation under either name.
-func annotation(l *toc.Layer, name string) string {
+func annotation(annotations map[string]string, name string) string {
 	for _, prefix := range []string{"io.github.containers.", "io.containers."} {
-		if v := l.Annotations[prefix+name]; v != "" {
+		if v := annotations[prefix+name]; v != "" {
 			return v
 		}
 	}
 	return ""
+}
+
+// Trust is what a layer's annotations say that Read verifies its table of contents
+// by, and where that lies; empty: nothing, and it is not verified.
+func Trust(annotations map[string]string) string {
+	packed, text := annotation(annotations, checksum), annotations[tocDigest]
+	if packed == "" && text == "" {
+		return ""
+	}
+	return fmt.Sprintf("%q %q %q", packed, text, annotation(annotations, position))
 }
 
 const (
@@ -94,7 +104,7 @@ func readAt(ctx context.Context, l *toc.Layer, at place) (_ *toc.Reading, err er
 		return nil, fmt.Errorf("table of contents: %w", err)
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	wantPacked, wantText := annotation(l, checksum), l.Annotations[tocDigest]
+	wantPacked, wantText := annotation(l.Annotations, checksum), l.Annotations[tocDigest]
 	packedSum, textSum := sha256.New(), sha256.New()
 	packed := io.TeeReader(r, packedSum)
 	var decoders toc.Decoders
@@ -128,7 +138,7 @@ func readAt(ctx context.Context, l *toc.Layer, at place) (_ *toc.Reading, err er
 // find says where the table of contents lies, from the annotations or else from
 // the footer.
 func find(ctx context.Context, l *toc.Layer) (place, error) {
-	if given := annotation(l, position); given != "" {
+	if given := annotation(l.Annotations, position); given != "" {
 		return parsePosition(given)
 	}
 	tail, err := l.Tail(ctx, footerSizes()[0]+frameHeader)
