@@ -39,6 +39,11 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 	}
 	address := ""
 	if o.State == "" { // or it is in the state, or this is but a trial
+		// What a shell has left open would be in use for as long as this runs, such
+		// as a file of a mount that is to be taken away.
+		if err := sys.CloseInherited(); err != nil {
+			return 1, err
+		}
 		address = notifyAddress()
 	}
 	return keeper.Run(ctx, keeper.Options{

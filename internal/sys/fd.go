@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,30 @@ func (fd *FD) Close() error {
 		return fmt.Errorf("close descriptor %d: %w", raw, err)
 	}
 	return nil
+}
+
+// CloseInherited closes the descriptors from 3 on that this process was started with:
+// those that are not close-on-exec, as all are that the runtime and this program make.
+func CloseInherited() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("look for inherited descriptors: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		raw, err := strconv.Atoi(e.Name())
+		if err != nil || raw < 3 {
+			continue
+		}
+		flags, err := unix.FcntlInt(uintptr(raw), unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC != 0 {
+			continue // it was the listing's own, or it is ours
+		}
+		if err := unix.Close(raw); err != nil {
+			errs = append(errs, fmt.Errorf("close descriptor %d: %w", raw, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Dup returns a second descriptor, close-on-exec, of the same open file.
