@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,9 +36,10 @@ func (o *Object) Checkpoint() error {
 	return nil
 }
 
-// finish makes a fill durable that brought the last missing block. Presence
-// that could not be written is no error of the fill: its bytes are there.
-func (o *Object) finish(r ondemand.Range) error {
+// finish makes what was filled durable where nothing may follow, as behind the last
+// missing block. Presence that could not be written is no error of the fill: its
+// bytes are there.
+func (o *Object) finish(filled ...ondemand.Range) error {
 	o.saving.Lock()
 	defer o.saving.Unlock()
 	err := o.checkpoint()
@@ -45,7 +47,8 @@ func (o *Object) finish(r ondemand.Range) error {
 	if errors.As(err, &lost) {
 		return err
 	}
-	if !o.presence.Has(r) {
+	lacks := func(r ondemand.Range) bool { return !o.presence.Has(r) }
+	if slices.ContainsFunc(filled, lacks) {
 		// Another checkpoint came first, and failed.
 		return errors.Join(errors.New("lost before it was durable"), err)
 	}

@@ -56,10 +56,12 @@ func (d *Draft) Discard() error {
 	return errors.Join(d.data.Close(), d.root.disk.Remove(d.dir))
 }
 
-// Commit makes the draft the complete object that meta describes; its data is
-// durable then. Where the object exists already, that one is completed and the draft
-// removed. A draft that could not be committed is gone. It hands out no object:
-// one that somebody has open stays open, and one that nobody has is closed.
+// Commit makes the draft the object that meta describes; what was written is present
+// and durable then. Blocks in which nothing was written are missing: what reads as
+// zeros may be far more than what was written, and whoever fills the object knows
+// that it is zeros. Where the object exists already, that one gets what it lacks and
+// the draft is removed. A draft that could not be committed is gone. It hands out no
+// object: one that somebody has open stays open, and one that nobody has is closed.
 func (d *Draft) Commit(meta Meta) (err error) {
 	meta.Version, meta.Verified = metaVersion, false
 	defer func() {
@@ -73,8 +75,11 @@ func (d *Draft) Commit(meta Meta) (err error) {
 	if err := resize(d.data, meta.Size); err != nil {
 		return err
 	}
-	whole := ondemand.Range{Len: meta.Size}
-	if err := d.solid(whole); err != nil {
+	written, err := findData(d.data, meta.Size)
+	if err != nil {
+		return err
+	}
+	if err := d.solid(written, meta.Size); err != nil {
 		return err
 	}
 	o, made, err := d.root.adopt(d, meta)
@@ -84,19 +89,21 @@ func (d *Draft) Commit(meta Meta) (err error) {
 	defer func() { err = errors.Join(err, d.root.leave(o)) }()
 	switch {
 	case made:
-		o.noteFresh(whole)
-		o.presence.Set(whole)
-		return o.finish(whole)
+		for _, r := range written {
+			o.noteFresh(r)
+			o.presence.Set(r)
+		}
+		return o.finish(written...)
 	case !o.Complete():
-		return d.copyTo(o)
+		return d.copyTo(o, written)
 	}
 	return nil
 }
 
-// solid writes what reads as zeros because nothing was written: a hole would be
-// taken for lost data. Blocks that are a hole in part only keep what they have.
-func (d *Draft) solid(whole ondemand.Range) error {
-	holes, err := findHoles(d.data, []ondemand.Range{whole}, whole.Len)
+// solid writes the rest of blocks that are a hole in part, as file systems with
+// smaller blocks have them: a hole would be taken for lost data.
+func (d *Draft) solid(written []ondemand.Range, size int64) error {
+	holes, err := findHoles(d.data, written, size)
 	if err != nil {
 		return err
 	}
@@ -109,9 +116,14 @@ func (d *Draft) solid(whole ondemand.Range) error {
 	return nil
 }
 
-// copyTo fills what o lacks.
-func (d *Draft) copyTo(o *Object) error {
-	return d.pieces(ondemand.Range{Len: o.size}, o.Fill)
+// copyTo fills what o lacks of what was written.
+func (d *Draft) copyTo(o *Object, written []ondemand.Range) error {
+	for _, r := range written {
+		if err := d.pieces(r, o.Fill); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pieces calls do with what r holds, piece by piece.

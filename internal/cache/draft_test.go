@@ -5,7 +5,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -32,6 +34,11 @@ func draftOf(t *testing.T, r *Root) (*Draft, []byte) {
 	return d, want
 }
 
+// writtenOfDraft is the blocks of draftOf's that something was written in.
+func writtenOfDraft() []ondemand.Range {
+	return []ondemand.Range{{Len: ondemand.BlockSize}, {Off: 3 * ondemand.BlockSize, Len: ondemand.BlockSize}}
+}
+
 func realRoot(t *testing.T, dir string) *Root {
 	t.Helper()
 	r, err := OpenRoot(dir, RootOptions{})
@@ -46,7 +53,7 @@ func realRoot(t *testing.T, dir string) *Root {
 	return r
 }
 
-func TestCommittedDraftIsCompleteAlsoWhenOpenedAnew(t *testing.T) {
+func TestCommittedDraftHasWhatWasWrittenAlsoWhenOpenedAnew(t *testing.T) {
 	dir := t.TempDir()
 	r := realRoot(t, dir)
 	d, want := draftOf(t, r)
@@ -64,11 +71,18 @@ func TestCommittedDraftIsCompleteAlsoWhenOpenedAnew(t *testing.T) {
 	check := func(o *Object) {
 		t.Helper()
 		got := make([]byte, len(want))
-		if _, err := o.File().ReadAt(got, 0); err != nil || !bytes.Equal(got, want) || !o.Complete() {
-			t.Errorf("complete %v, right %v, %v", o.Complete(), bytes.Equal(got, want), err)
+		if _, err := o.File().ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("right %v, %v", bytes.Equal(got, want), err)
+		}
+		if have := o.presence.Present(ondemand.Range{Len: o.size}); !slices.Equal(have, writtenOfDraft()) {
+			t.Errorf("present: %v", have)
 		}
 	}
 	check(o)
+	// Where blocks are no smaller than a file system's, nothing else takes space.
+	if st, err := os.Stat(o.DataPath()); err != nil || st.Sys().(*syscall.Stat_t).Blocks*512 > 2*ondemand.BlockSize {
+		t.Errorf("on disk: %+v, %v", st.Sys(), err)
+	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -98,8 +112,14 @@ func TestDraftCompletesWhatIsThere(t *testing.T) {
 	if err := o.Fill(want[:ondemand.BlockSize], 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Commit(meta); err != nil || !o.Complete() || o.isClosed() {
-		t.Fatalf("complete %v, closed %v, %v", o.Complete(), o.isClosed(), err)
+	if err := d.Commit(meta); err != nil || o.isClosed() {
+		t.Fatalf("closed %v, %v", o.isClosed(), err)
+	}
+	if have := o.presence.Present(ondemand.Range{Len: o.size}); !slices.Equal(have, writtenOfDraft()) {
+		t.Errorf("present: %v", have)
+	}
+	if err := o.Fill(want, 0); err != nil || !o.Complete() {
+		t.Fatal(err)
 	}
 	d, _ = draftOf(t, r) // and once more, of what is complete and open
 	if err := d.Commit(meta); err != nil || o.isClosed() {
@@ -128,7 +148,7 @@ func TestCommitClosesNoObjectOfOthers(t *testing.T) {
 		}
 		o, err := r.Create(meta)
 		all.Wait()
-		if err != nil || o.isClosed() || !o.Complete() {
+		if err != nil || o.isClosed() || o.Present() != 2*ondemand.BlockSize {
 			t.Fatalf("%v, closed %v", err, o.isClosed())
 		}
 		if err := errors.Join(o.Close(), r.Remove(id)); err != nil {

@@ -45,6 +45,36 @@ func findHoles(f file, claimed []ondemand.Range, size int64) ([]ondemand.Range, 
 	return holes, nil
 }
 
+// findData returns the blocks of a file of size bytes, in order, that have data in
+// it. All where the file cannot tell.
+func findData(f file, size int64) ([]ondemand.Range, error) {
+	l, ok := f.(layout)
+	if !ok {
+		return []ondemand.Range{{Len: size}}, nil
+	}
+	var found []ondemand.Range
+	for off := int64(0); off < size; {
+		data, err := l.NextData(off)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for data: %w", err)
+		}
+		hole, err := l.NextHole(data)
+		if err != nil {
+			return nil, fmt.Errorf("look for data: %w", err)
+		}
+		r := ondemand.Range{Off: data, Len: hole - data}.Blocks(size)
+		if r.Empty() {
+			break // behind the object's end
+		}
+		found = appendRange(found, r)
+		off = r.End()
+	}
+	return found, nil
+}
+
 // appendRange adds r to list, joining it to the last where they meet.
 func appendRange(list []ondemand.Range, r ondemand.Range) []ondemand.Range {
 	if n := len(list); n > 0 && r.Off <= list[n-1].End() {
