@@ -82,7 +82,7 @@ const (
 	EStargz     Format = "estargz"
 	ZstdChunked Format = "zstd:chunked"
 	// Scanned layers have none: they are downloaded whole when they are first
-	// mounted.
+	// mounted. Holes of their sparse files are missing until they are read.
 	Scanned Format = "scanned"
 )
 
@@ -100,6 +100,7 @@ func keyOf(img *oci.Image, layers []prepared) string {
 type Library struct {
 	dir   string
 	locks locks
+	gate  *device.Gate
 }
 
 // Open returns the library below the cache root dir.
@@ -109,7 +110,7 @@ func Open(dir string) (*Library, error) {
 			return nil, fmt.Errorf("open the library of images: %w", err)
 		}
 	}
-	return &Library{dir: dir}, nil
+	return &Library{dir: dir, gate: device.NewGate()}, nil
 }
 
 // Load reads a plan by its key; an error that wraps fs.ErrNotExist where there is

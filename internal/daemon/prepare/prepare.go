@@ -166,7 +166,7 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 			return prepared{}, err
 		}
 		// Whether its chunks can be had as a device is found out here.
-		d, err := device.New(blob, reading.TOC)
+		d, err := device.New(blob, reading.TOC, l.gate)
 		if err != nil {
 			return prepared{}, err
 		}

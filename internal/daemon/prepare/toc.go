@@ -99,7 +99,7 @@ func (l *Library) Device(layer Layer, blob func() (source.Blob, error)) source.B
 		if err != nil {
 			return nil, err
 		}
-		d, err := device.New(b, t)
+		d, err := device.New(b, t, l.gate)
 		if err != nil {
 			return nil, errors.Join(err, b.Close())
 		}

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/toc"
@@ -29,7 +31,18 @@ const Version = 1
 
 // MaxChunk is the largest chunk that is decoded: its bytes are held in memory
 // until their digest is known. Builders make chunks of up to 4 MiB, or 10 on request.
-const MaxChunk = 64 << 20
+const MaxChunk = 16 << 20
+
+// gateBytes is what a gate lets through: it is at least MaxChunk, so that every
+// chunk gets its turn.
+const gateBytes = 64 << 20
+
+// Gate bounds the bytes of chunks that all devices hold which have it, however many
+// are read at once: a table of contents says little and asks for much.
+type Gate struct{ bytes *semaphore.Weighted }
+
+// NewGate makes a gate that nobody has passed.
+func NewGate() *Gate { return &Gate{semaphore.NewWeighted(gateBytes)} }
 
 // part is a chunk at its place in the device.
 type part struct {
@@ -47,6 +60,7 @@ func (p *part) end() int64 { return p.off + p.len }
 // verified before any byte of it is returned.
 type Blob struct {
 	layer    source.Blob
+	gate     *Gate
 	size     int64
 	parts    []part // by off
 	verified bool
@@ -57,12 +71,12 @@ type Blob struct {
 var _ source.Aligned = (*Blob)(nil)
 
 // New makes the device of the layer that t is the valid table of contents of. It
-// owns layer.
-func New(layer source.Blob, t *toc.TOC) (*Blob, error) {
+// owns layer. Its chunks pass the gate.
+func New(layer source.Blob, t *toc.TOC, gate *Gate) (*Blob, error) {
 	if layer.Size() != t.BlobSize {
 		return nil, fmt.Errorf("make device: the layer has %d bytes, its table of contents says %d", layer.Size(), t.BlobSize)
 	}
-	b := &Blob{layer: layer, size: t.DeviceSize(), verified: true}
+	b := &Blob{layer: layer, gate: gate, size: t.DeviceSize(), verified: true}
 	places := t.Places()
 	for i := range t.Entries {
 		e := &t.Entries[i]
@@ -167,7 +181,8 @@ func (b *Blob) find(off int64) int {
 
 // ReadRange implements source.Blob. It makes one request to the layer where the
 // chunks of the range lie together there, as they do where tables of contents
-// are in the blob's order.
+// are in the blob's order, and none before the first chunk is reached. A reader
+// holds one chunk at most, and waits for no other while it does.
 func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n <= 0 || off > b.size-n {
 		return nil, fmt.Errorf("read [%d,+%d) of a device of %d bytes: %w", off, n, b.size, source.ErrRange)
@@ -176,10 +191,12 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		return nil, fmt.Errorf("read device: %w", os.ErrClosed)
 	}
 	r := &reader{ctx: ctx, b: b, off: off, end: off + n, next: b.find(off)}
-	// The request is made here, so that its failure is ReadRange's.
-	if r.next < len(b.parts) && b.parts[r.next].off < r.end {
+	r.wait, r.stop = context.WithCancel(ctx)
+	// The request is made here, so that its failure is ReadRange's. Zeros that come
+	// first are there without it.
+	if r.next < len(b.parts) && b.parts[r.next].off <= off {
 		if err := r.request(&b.parts[r.next]); err != nil {
-			return nil, err
+			return nil, errors.Join(err, r.Close())
 		}
 	}
 	return source.Exact(ctx, r, n), nil

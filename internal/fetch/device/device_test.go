@@ -150,7 +150,7 @@ func layouts() map[string]layout {
 
 func open(t testing.TB, s *sample, layer source.Blob) *Blob {
 	t.Helper()
-	d, err := New(layer, s.toc)
+	d, err := New(layer, s.toc, NewGate())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func TestDeviceIsASource(t *testing.T) {
 		t.Run(l.codec.String(), func(t *testing.T) {
 			sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {
 				s := newSample(t, l, false, data)
-				d, err := New(mem.New(s.blob), s.toc)
+				d, err := New(mem.New(s.blob), s.toc, NewGate())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -319,7 +319,7 @@ func TestWrongDigestIsTold(t *testing.T) {
 
 func TestTablesThatDoNotFitTheLayer(t *testing.T) {
 	s := newSample(t, layout{codec: toc.Stored, chunk: 10_000, shared: 1}, false, toctest.Random(1, 30_000))
-	if _, err := New(mem.New(s.blob[:100]), s.toc); err == nil {
+	if _, err := New(mem.New(s.blob[:100]), s.toc, NewGate()); err == nil {
 		t.Error("a layer of another size is taken")
 	}
 	for name, change := range map[string]func(*toc.Chunk){
@@ -329,7 +329,7 @@ func TestTablesThatDoNotFitTheLayer(t *testing.T) {
 	} {
 		s := newSample(t, layout{codec: toc.Stored, chunk: 10_000, shared: 1}, false, toctest.Random(1, 30_000))
 		change(&s.toc.Entries[0].Chunks[1])
-		if _, err := New(mem.New(s.blob), s.toc); !errors.Is(err, toc.ErrInvalid) && !errors.Is(err, toc.ErrLimit) {
+		if _, err := New(mem.New(s.blob), s.toc, NewGate()); !errors.Is(err, toc.ErrInvalid) && !errors.Is(err, toc.ErrLimit) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -337,7 +337,7 @@ func TestTablesThatDoNotFitTheLayer(t *testing.T) {
 
 func TestClosedDevice(t *testing.T) {
 	s := newSample(t, layout{codec: toc.Gzip, chunk: 10_000, shared: 1}, false, toctest.Random(1, 30_000))
-	d, err := New(mem.New(s.blob), s.toc)
+	d, err := New(mem.New(s.blob), s.toc, NewGate())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,9 +29,13 @@ type reader struct {
 	decPos  int64
 	limited *io.LimitedReader // what dec may take of body
 
+	wait context.Context // ends with ctx and with Close: for the gate
+	stop context.CancelFunc
+
 	mu     sync.Mutex
 	open   io.Closer // under body
 	closed bool
+	held   int64 // bytes that passed the gate
 }
 
 var errClosed = errors.New("read of a closed reader")
@@ -62,7 +66,10 @@ func (r *reader) Read(p []byte) (int, error) {
 		}
 	}
 	n := copy(p, r.chunk[r.off-r.chunkAt:])
-	if r.off += int64(n); r.off == part.end() {
+	if r.off += int64(n); r.off == part.end() || r.off == r.end {
+		r.drop()
+	}
+	if r.off == part.end() {
 		r.next++
 	}
 	if r.off == r.end && r.dec != nil {
@@ -74,9 +81,48 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// load decodes a part whole and verifies it.
-func (r *reader) load(p *part) error {
+// hold waits until a chunk of n bytes may be in memory. The one before is dropped.
+func (r *reader) hold(n int64) error {
+	r.drop()
+	if err := r.b.gate.bytes.Acquire(r.wait, n); err != nil {
+		if r.ctx.Err() == nil {
+			err = errClosed
+		}
+		return fmt.Errorf("wait for memory: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		r.b.gate.bytes.Release(n)
+		return errClosed
+	}
+	r.held = n
+	return nil
+}
+
+// drop gives the chunk up.
+func (r *reader) drop() {
 	r.chunk = nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.releaseLocked()
+}
+
+func (r *reader) releaseLocked() {
+	r.b.gate.bytes.Release(r.held)
+	r.held = 0
+}
+
+// load decodes a part whole and verifies it. After an error it holds none.
+func (r *reader) load(p *part) (err error) {
+	if err := r.hold(p.len); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			r.drop()
+		}
+	}()
 	if err := r.seek(p); err != nil {
 		return err
 	}
@@ -202,6 +248,8 @@ func (r *reader) Close() error {
 		return nil
 	}
 	r.closed = true
+	r.stop()
+	r.releaseLocked()
 	if r.open == nil {
 		return nil
 	}
