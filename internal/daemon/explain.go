@@ -15,6 +15,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
+	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/toc"
 )
 
@@ -151,7 +152,14 @@ func rootsRuns() bool {
 // explainSource knows the errors of sources; ExitOK: it is none.
 func explainSource(err error) (hint string, exit control.Exit) {
 	var status *httprange.StatusError
+	var ofImage *imageError
 	switch {
+	case errors.As(err, &ofImage) && errors.Is(err, source.ErrNotFound):
+		return "check the registry, the repository and the tag", control.ExitUnreachable
+	case errors.As(err, &ofImage) && errors.Is(err, source.ErrDenied):
+		return "`docker login` to the registry, or name a file with credentials: --authfile", control.ExitUnreachable
+	case errors.As(err, &ofImage) && errors.Is(err, oci.ErrReference):
+		return "write registry.example/repository:tag, oci-layout:DIR or docker-archive:FILE", control.ExitUsage
 	case errors.Is(err, source.ErrNotFound) && !errors.As(err, &status):
 		return "check the path; a URL begins with http:// or https://", control.ExitUnreachable
 	case errors.Is(err, source.ErrNotFound):
@@ -191,3 +199,9 @@ func explainErrno(err error) (hint string, exit control.Exit) {
 	}
 	return "", control.ExitError
 }
+
+// imageError is an error of opening an image: its hints are others than a file's.
+type imageError struct{ error }
+
+// Unwrap is the error.
+func (e *imageError) Unwrap() error { return e.error }

@@ -46,6 +46,7 @@ type Instance struct {
 	front     *fanotify.FrontEnd
 	fillers   sync.Map // ondemand.ObjectID -> ondemand.Filler, where it is not fetcher
 	hosts     sync.Map // ondemand.ObjectID -> string
+	told      sync.Map // ondemand.ObjectID -> time.Time: see readFailed
 	parts     sync.Map // ondemand.ObjectID -> source.Blob, of devices of files
 
 	probe features.Prober
@@ -103,7 +104,25 @@ func (i *Instance) Fill(ctx context.Context, id ondemand.ObjectID, r ondemand.Ra
 	if filler, ok := i.fillers.Load(id); ok {
 		return filler.(ondemand.Filler).Fill(ctx, id, r) //nolint:errcheck,forcetypeassert // only Fillers are put in
 	}
-	return i.fetcher.Fill(ctx, id, r)
+	err := i.fetcher.Fill(ctx, id, r)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, ondemand.ErrDetached) && !errors.Is(err, ondemand.ErrFlushed) {
+		i.readFailed(id, err)
+	}
+	return err
+}
+
+// tellAgain is how long the failures of one object's reads are not told of again:
+// a reader only gets an errno, and while a source is away there are many.
+const tellAgain = 10 * time.Second
+
+// readFailed tells why a read got an error.
+func (i *Instance) readFailed(id ondemand.ObjectID, err error) {
+	now := time.Now()
+	if last, ok := i.told.Swap(id, now); ok && now.Sub(last.(time.Time)) < tellAgain { //nolint:errcheck,forcetypeassert // only times are put in
+		i.told.Store(id, last)
+		return
+	}
+	i.fetchFailed(id, err)
 }
 
 // speaksFor is what of an object a failure of the range tells of, where it is read

@@ -18,6 +18,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon/fileset"
+	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/manifest"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -294,11 +295,17 @@ func (i *Instance) filesStatus(m *mountedImage) control.Mounted {
 	return out
 }
 
-// fetchFailed is told errors of fetching that no reader gets.
+// fetchFailed is told errors of fetching that no reader gets, or gets as an errno only.
 func (i *Instance) fetchFailed(id ondemand.ObjectID, err error) {
+	if errors.Is(err, fetch.ErrDigest) {
+		// What was read before it was known to be wrong is not read again.
+		if err := dropPageCache(); err != nil {
+			i.report("forgetting wrong data", err)
+		}
+	}
 	var part *concat.PartError
 	if errors.As(err, &part) { // status shows it with its file
-		i.log.Warn("fetching ahead", "object", id.Short(), "file", part.Name, "err", err)
+		i.log.Warn("fetching", "object", id.Short(), "file", part.Name, "err", err)
 		return
 	}
 	i.report("fetching "+id.Short(), err)

@@ -82,7 +82,7 @@ func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oc
 	if err != nil {
 		plan, e := i.library.Find(asked)
 		if plan == nil || !errors.Is(err, source.ErrUnreachable) && !errors.Is(err, source.ErrBusy) {
-			return nil, nil, nil, errors.Join(err, e)
+			return nil, nil, nil, errors.Join(&imageError{err}, e)
 		}
 		notes = append(notes, fmt.Sprintf("the registry does not answer, this is what the name meant last: %v", err))
 		img, err = i.sources.reopenImage(ctx, plan, q)

@@ -44,6 +44,9 @@ func (r reference) String() string {
 	return s
 }
 
+// ErrReference: what is said to name an image does not have the form of a reference.
+var ErrReference = errors.New("malformed reference")
+
 // parseReference reads the forms that Open has. exists tells whether there is a
 // file, because paths may contain colons.
 func parseReference(s string, exists func(string) bool) (reference, error) {
@@ -54,11 +57,11 @@ func parseReference(s string, exists func(string) bool) (reference, error) {
 		return parsePath(rest, true, exists)
 	}
 	if strings.Contains(s, "://") {
-		return reference{}, errors.New("a reference has no scheme: write registry.example/repository:tag")
+		return reference{}, fmt.Errorf("%w: it has no scheme", ErrReference)
 	}
 	ref, err := name.ParseReference(s, name.WeakValidation)
 	if err != nil {
-		return reference{}, errors.New("malformed reference")
+		return reference{}, ErrReference
 	}
 	r := reference{registry: ref.Context().RegistryStr(), repository: ref.Context().RepositoryStr()}
 	if r.registry == name.DefaultRegistry {
@@ -68,7 +71,7 @@ func parseReference(s string, exists func(string) bool) (reference, error) {
 	case name.Digest:
 		r.digest, err = digest.Parse(ref.DigestStr())
 		if err != nil {
-			return reference{}, errors.New("malformed digest")
+			return reference{}, fmt.Errorf("%w: its digest is none", ErrReference)
 		}
 	case name.Tag:
 		r.tag = ref.TagStr()
@@ -110,14 +113,14 @@ func parsePath(s string, archive bool, exists func(string) bool) (reference, err
 
 func (r reference) checkTag() error {
 	if r.tag == "" {
-		return errors.New("the tag is empty")
+		return fmt.Errorf("%w: the tag is empty", ErrReference)
 	}
 	return r.check()
 }
 
 func (r reference) check() error {
 	if r.path == "" {
-		return errors.New("a path is missing")
+		return fmt.Errorf("%w: a path is missing", ErrReference)
 	}
 	return nil
 }

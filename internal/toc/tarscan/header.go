@@ -143,8 +143,19 @@ func (a *archive) data(p []byte) error {
 	return noEOF(err)
 }
 
-// skip passes over what is left of the file in hand.
+// skip passes over what is left of the file in hand; io.EOF where the stream ends
+// without the last file's padding, as some programs leave it.
 func (a *archive) skip() error {
+	if a.left == 0 {
+		return nil
+	}
+	if a.left < blockSize { // all data was read
+		n, err := io.ReadFull(a, make([]byte, a.left))
+		if a.left -= int64(n); errors.Is(err, io.ErrUnexpectedEOF) {
+			err = io.EOF
+		}
+		return err
+	}
 	for a.left > 0 {
 		if a.buf == nil {
 			a.buf = make([]byte, 64<<10)

@@ -1,6 +1,7 @@
 package tarscan
 
 import (
+	"archive/tar"
 	"bytes"
 	"crypto/sha256"
 	"errors"
@@ -118,6 +119,26 @@ func TestTortureLayerReadsAsTar(t *testing.T) {
 				toctest.Compare(t, items, want)
 				d.check(t, got, items)
 			})
+		}
+	}
+}
+
+// umoci's insert ends a layer behind the last file's data, without its padding.
+func TestLayerThatEndsWithoutPadding(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range []string{"one", "two"} {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: 8}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte("8 bytes.")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end, want := range map[int]bool{2*512 + 512 + 8: true, 2*512 + 512 + 100: true, 2*512 + 512 + 7: false} {
+		table, _, err := Scan(t.Context(), bytes.NewReader(b.Bytes()[:end]), Options{})
+		if (err == nil) != want || want && len(table.Entries) != 2 {
+			t.Errorf("%d bytes: %v", end, err)
 		}
 	}
 }
