@@ -68,7 +68,7 @@ func TestStatusText(t *testing.T) {
 		Bound:  []control.Bound{{Dir: "/d", Devnode: "/s", Files: 2, Size: 10, DaemonPID: 9, Pending: 1}},
 		Broken: []control.Broken{{Path: "/h", Kind: "attach", Reason: "damaged\nbadly"}},
 		Unguarded: []control.Unguarded{{
-			From: start, To: start.Add(time.Minute), Files: []string{"/f", "/g"}, Users: []string{"1 (a)", "2 (b)"},
+			From: start, To: start.Add(time.Minute), Files: []string{"/f", "/g"}, Users: []string{"process 1 (a)", "process 2 (b)"},
 		}},
 		Errors: []string{"one", "two\nlines"},
 	}, start.Add(90*time.Second))

@@ -106,7 +106,7 @@ func statusText(s control.Status, now time.Time) string {
 		fmt.Fprintf(&b, "\nUNGUARDED from %s to %s: readers may have seen zeros in\n  %s\n",
 			u.From.Format(time.RFC3339), u.To.Format(time.RFC3339), strings.Join(u.Files, "\n  "))
 		if len(u.Users) > 0 {
-			fmt.Fprintf(&b, "  still used by process %s\n", strings.Join(u.Users, ", process "))
+			fmt.Fprintf(&b, "  still used by %s\n", strings.Join(u.Users, ", "))
 		}
 	}
 	if len(s.Errors) > 0 {

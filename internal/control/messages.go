@@ -271,6 +271,6 @@ type Unguarded struct {
 	From  time.Time `json:"from"`
 	To    time.Time `json:"to"`
 	Files []string  `json:"files"`
-	// Users are processes that had one of the files open at its end.
+	// Users are those who had one of the files open at its end, in words.
 	Users []string `json:"users,omitempty"`
 }
