@@ -31,6 +31,16 @@ func putImage(t *testing.T, dir, key string, devices ...string) {
 	put(t, filepath.Join(dir, "images", key, "metadata.erofs"), "")
 }
 
+// putMeaning writes what a name means: that image.
+func putMeaning(t *testing.T, dir, key string) {
+	t.Helper()
+	var b bytes.Buffer
+	if err := seal(&b, meaning{Key: key}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(dir, askedDir, key+".json"), b.String())
+}
+
 func put(t *testing.T, name, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -71,15 +81,19 @@ func TestOrphansAreWhatNothingNeeds(t *testing.T) {
 	put(t, filepath.Join(dir, "layers", ".new-1"), "")
 	put(t, filepath.Join(dir, "images", "one", ".new-2"), "")
 	put(t, filepath.Join(dir, "images", "half", "metadata.erofs"), "")
-	left := []string{"images/half", "images/one/.new-2", "layers/.new-1"}
+	put(t, filepath.Join(dir, "images", "old", "plan.json"), `{"version":1,"image":{}}`)
+	putMeaning(t, dir, "one")
+	putMeaning(t, dir, "half")
+	put(t, filepath.Join(dir, askedDir, "damaged.json"), "{")
+	left := []string{"asked/damaged.json", "asked/half.json", "images/half", "images/old", "images/one/.new-2", "layers/.new-1"}
 	want("all objects", has("aa", "bb", "cc", "dd"), nothing, append(left, "layers/f.toc")...)
 	want("one object of both images", has("bb"), nothing, append(left, "layers/dd.toc", "layers/f.toc")...)
 	want("an image without objects", has("aa"), nothing,
-		"images/half", "images/one/.new-2", "images/two", "layers/.new-1", "layers/cc.toc", "layers/dd.toc", "layers/f.toc")
+		"asked/damaged.json", "asked/half.json", "images/half", "images/old", "images/one/.new-2", "images/two", "layers/.new-1", "layers/cc.toc", "layers/dd.toc", "layers/f.toc")
 	want("no objects", has(), nothing,
-		"images/half", "images/one", "images/two", "layers/.new-1", "layers/aa.toc", "layers/bb.toc", "layers/cc.toc", "layers/dd.toc", "layers/f.toc")
+		"asked/damaged.json", "asked/half.json", "asked/one.json", "images/half", "images/old", "images/one", "images/two", "layers/.new-1", "layers/aa.toc", "layers/bb.toc", "layers/cc.toc", "layers/dd.toc", "layers/f.toc")
 	want("no objects, and a mount", has(), func(key string) bool { return key == "two" },
-		"images/half", "images/one", "layers/.new-1", "layers/aa.toc", "layers/dd.toc", "layers/f.toc")
+		"asked/damaged.json", "asked/half.json", "asked/one.json", "images/half", "images/old", "images/one", "layers/.new-1", "layers/aa.toc", "layers/dd.toc", "layers/f.toc")
 	if _, err := Orphans(dir, has(), func(key string) bool { return key == "half" }); err == nil {
 		t.Error("a mount without its plan: no error")
 	}
