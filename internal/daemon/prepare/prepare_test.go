@@ -2,6 +2,7 @@ package prepare
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -152,7 +153,7 @@ func tarOf(t testing.TB, text string) []byte {
 func estargzOf(t testing.TB, text string) (data []byte, toc string) {
 	t.Helper()
 	tar := tarOf(t, text)
-	z, err := stargz.Build(io.NewSectionReader(bytes.NewReader(tar), 0, int64(len(tar))))
+	z, err := stargz.Build(io.NewSectionReader(bytes.NewReader(tar), 0, int64(len(tar))), stargz.WithCompressionLevel(gzip.NoCompression))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,9 +170,8 @@ func TestOtherBytesUnderADigestAreNotShared(t *testing.T) {
 	good, goodTOC := estargzOf(t, "good data")
 	text := "evil data"
 	evil, evilTOC := estargzOf(t, text)
-	for n := 0; len(evil) != len(good); n++ { // the size would tell them apart
-		text = fmt.Sprintf("evil %04d", n)
-		evil, evilTOC = estargzOf(t, text)
+	if len(evil) != len(good) {
+		t.Fatal("their sizes tell them apart")
 	}
 	d := digest.FromBytes(good)
 	for name, pair := range map[string][2]layer{
