@@ -12,6 +12,7 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/erofs"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
@@ -40,7 +41,7 @@ func (i *Instance) fileImage(object *cache.Object, where origin) (string, error)
 	if err := erofs.Write(&b, imageOfFile(object, where.modified())); err != nil {
 		return "", fmt.Errorf("make a filesystem image: %w", err)
 	}
-	if err := writeDurably(name, []byte(b.String())); err != nil {
+	if err := durable.ReplaceBytes(name, []byte(b.String())); err != nil {
 		return "", fmt.Errorf("make a filesystem image: %w", err)
 	}
 	return name, nil

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 )
 
 // recordVersion is the version of records that this program reads and writes.
@@ -84,7 +85,7 @@ func (r records) put(rec record) error {
 		return fmt.Errorf("record %s: %w", rec.Path, err)
 	}
 	name := r.name(rec.Path)
-	if err := writeDurably(name, append(b, '\n')); err != nil {
+	if err := durable.ReplaceBytes(name, append(b, '\n')); err != nil {
 		return fmt.Errorf("record %s: %w", rec.Path, err)
 	}
 	return nil
@@ -151,37 +152,4 @@ func readRecord(name string) (rec record, err error) {
 func bootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b)), err
-}
-
-// writeDurably replaces the file name by one with this content.
-func writeDurably(name string, b []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(tmp.Name()))
-		}
-	}()
-	_, err = tmp.Write(b)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), name); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-func syncDir(dir string) (err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	return d.Sync()
 }

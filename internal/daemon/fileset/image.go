@@ -1,14 +1,7 @@
 package fileset
 
 import (
-	"bufio"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"path"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -49,39 +42,4 @@ func imageOf(list []manifest.Entry, devices []Device, places []place, now time.T
 		img.Devices = append(img.Devices, erofs.Device{Tag: string(d.Object), Blocks: uint64(d.Size / erofs.BlockSize)})
 	}
 	return img
-}
-
-// newPrefix is how the name of a file begins that is being written.
-const newPrefix = ".new-"
-
-// replace writes a file durably under another name, and then gives it its own.
-func replace(name string, write func(io.Writer) error) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(name), newPrefix+"*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() {
-		if err != nil {
-			if e := os.Remove(tmp.Name()); !errors.Is(e, fs.ErrNotExist) {
-				err = errors.Join(err, e)
-			}
-			err = fmt.Errorf("write %s: %w", name, err)
-		}
-	}()
-	buffered := bufio.NewWriterSize(tmp, 1<<20)
-	err = write(buffered)
-	if err == nil {
-		err = errors.Join(buffered.Flush(), tmp.Sync())
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), name); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

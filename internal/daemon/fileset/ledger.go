@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 )
@@ -121,7 +122,7 @@ func openLedger(name string, size int64) (*ledger, error) {
 
 // rewriteLedger replaces the file, durably, by one with these states.
 func rewriteLedger(name string, states []state) error {
-	return replace(name, func(w io.Writer) error {
+	return durable.Replace(name, func(w io.Writer) error {
 		for i := range states {
 			if states[i] == (state{Part: i}) {
 				continue

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
@@ -27,7 +28,7 @@ func Orphans(root string, exists func(ondemand.ObjectID) bool, mounted func(key 
 		path := filepath.Join(l.dir, e.Name())
 		if !e.IsDir() {
 			id, ok := strings.CutSuffix(e.Name(), partsSuffix)
-			if ok && !exists(ondemand.ObjectID(id)) || strings.HasPrefix(e.Name(), newPrefix) {
+			if ok && !exists(ondemand.ObjectID(id)) || strings.HasPrefix(e.Name(), durable.Prefix) {
 				paths = append(paths, path)
 			}
 			continue
@@ -43,7 +44,7 @@ func Orphans(root string, exists func(ondemand.ObjectID) bool, mounted func(key 
 			paths = append(paths, path)
 			continue
 		}
-		left, err := filepath.Glob(filepath.Join(path, newPrefix+"*"))
+		left, err := filepath.Glob(filepath.Join(path, durable.Prefix+"*"))
 		if err != nil {
 			return nil, err
 		}

@@ -33,6 +33,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/erofs"
 	"github.com/lacunafs/lacuna/internal/manifest"
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -298,9 +299,9 @@ func (l *Library) Prepare(list []manifest.Entry, asked string, now time.Time) (*
 		p.Size += e.Size
 	}
 	img := imageOf(list, devices, places, now)
-	if err := replace(p.Metadata, func(w io.Writer) error { return erofs.Write(w, img) }); err != nil {
+	if err := durable.Replace(p.Metadata, func(w io.Writer) error { return erofs.Write(w, img) }); err != nil {
 		return nil, err
 	}
-	err = replace(filepath.Join(dir, planName), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
+	err = durable.Replace(filepath.Join(dir, planName), func(w io.Writer) error { return json.NewEncoder(w).Encode(p) })
 	return p, err
 }

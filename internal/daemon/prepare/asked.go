@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 )
 
 // askedDir is where it is kept what names meant.
@@ -36,5 +38,5 @@ func (l *Library) last(asked Asked) (*Plan, error) {
 
 // remember has last return the plan of that key.
 func (l *Library) remember(asked Asked, key string) error {
-	return replace(askedPath(l.dir, asked), func(w io.Writer) error { return seal(w, meaning{asked, key}) })
+	return durable.Replace(askedPath(l.dir, asked), func(w io.Writer) error { return seal(w, meaning{asked, key}) })
 }

@@ -8,11 +8,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
-
-// newPrefix is how the name of a file begins that is being written.
-const newPrefix = ".new-"
 
 // Orphans finds below the cache root dir what nothing needs that exists: images that
 // have devices, and none of whose devices' objects exist, or that have no plan that
@@ -48,7 +46,7 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 			return nil, err
 		}
 		for _, name := range left {
-			if strings.HasPrefix(name, newPrefix) {
+			if strings.HasPrefix(name, durable.Prefix) {
 				paths = append(paths, filepath.Join(dir, "images", key, name))
 			}
 		}
@@ -60,7 +58,7 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 	for _, name := range asked {
 		var m meaning
 		path := filepath.Join(dir, askedDir, name)
-		if strings.HasPrefix(name, newPrefix) || unseal(path, &m) != nil || !stays[m.Key] {
+		if strings.HasPrefix(name, durable.Prefix) || unseal(path, &m) != nil || !stays[m.Key] {
 			paths = append(paths, path)
 		}
 	}
@@ -70,7 +68,7 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 	}
 	for _, name := range tocs {
 		id, ok := strings.CutSuffix(name, tocSuffix)
-		if strings.HasPrefix(name, newPrefix) || ok && !needed[name] && !exists(ondemand.ObjectID(id)) {
+		if strings.HasPrefix(name, durable.Prefix) || ok && !needed[name] && !exists(ondemand.ObjectID(id)) {
 			paths = append(paths, filepath.Join(dir, "layers", name))
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/erofs"
 	"github.com/lacunafs/lacuna/internal/fetch/device"
 	"github.com/lacunafs/lacuna/internal/image"
@@ -107,7 +108,7 @@ func (l *Library) plan(ctx context.Context, j *Job, layers []prepared) (*Plan, e
 	if err != nil {
 		return nil, err
 	}
-	return p, replace(filepath.Join(filepath.Dir(p.Metadata), "plan.json"), func(w io.Writer) error { return seal(w, p) })
+	return p, durable.Replace(filepath.Join(filepath.Dir(p.Metadata), "plan.json"), func(w io.Writer) error { return seal(w, p) })
 }
 
 // isOf tells whether the plan is of that very image.
@@ -295,7 +296,7 @@ func (l *Library) merge(j *Job, key string, layers []prepared) (*Plan, error) {
 	}
 	p.Metadata = filepath.Join(dir, "metadata.erofs")
 	sum := summing{sum: sha256.New()}
-	err = replace(p.Metadata, func(w io.Writer) error {
+	err = durable.Replace(p.Metadata, func(w io.Writer) error {
 		sum.to = w
 		return erofs.Write(&sum, merged.Image)
 	})

@@ -1,14 +1,12 @@
 package prepare
 
 import (
-	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -63,29 +61,4 @@ func unseal(name string, v any) error {
 		return fmt.Errorf("%s: %w", filepath.Base(name), ErrDamaged)
 	}
 	return json.Unmarshal(s.Content, v)
-}
-
-// replace writes a file durably under another name, and then gives it its own.
-func replace(name string, write func(io.Writer) error) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(name), newPrefix+"*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() {
-		if err != nil {
-			if e := os.Remove(tmp.Name()); !errors.Is(e, fs.ErrNotExist) {
-				err = errors.Join(err, e)
-			}
-			err = fmt.Errorf("write %s: %w", name, err)
-		}
-	}()
-	buffered := bufio.NewWriterSize(tmp, 1<<20)
-	err = write(buffered)
-	if err == nil {
-		err = errors.Join(buffered.Flush(), tmp.Sync())
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), name)
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/lacunafs/lacuna/internal/cache"
+	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/fetch/device"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -25,7 +26,7 @@ const (
 
 // saveTOC keeps a layer's table of contents.
 func (l *Library) saveTOC(p prepared) error {
-	return replace(l.tocPath(p.Layer), func(w io.Writer) error {
+	return durable.Replace(l.tocPath(p.Layer), func(w io.Writer) error {
 		mark := []byte{tocUnverified}
 		if p.Verified {
 			mark[0] = tocVerified
