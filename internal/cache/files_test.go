@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/lacunafs/lacuna/internal/features/featurestest"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -215,11 +216,9 @@ func smallDisk(t *testing.T, size int64) string {
 // loopMount mounts an empty filesystem until the end of the test.
 func loopMount(t *testing.T, size int64, mkfs ...string) string {
 	t.Helper()
-	if !sys.IsRoot() {
-		t.Skip("probe: not root, so no loop mount")
-	}
+	featurestest.NeedRoot(t)
 	if _, err := exec.LookPath(mkfs[0]); err != nil {
-		t.Skipf("probe: %v", err)
+		t.Fatalf("%v; scripts/deps.sh installs it", err)
 	}
 	dir := t.TempDir()
 	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mount")

@@ -12,16 +12,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/features/featurestest"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
 
 func TestOpenDirRefusesLargeBlocks(t *testing.T) {
-	if !sys.IsRoot() {
-		t.Skip("probe: not root, so no loop mount")
-	}
+	featurestest.NeedRoot(t)
 	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
-		t.Skipf("probe: %v", err)
+		t.Fatalf("%v; scripts/deps.sh installs it", err)
 	}
 	dir := t.TempDir()
 	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mount")

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/features/featurestest"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/ondemand/devnode/proto"
 )
@@ -217,9 +218,7 @@ func TestDaemonMayComeAgainAtOnce(t *testing.T) {
 }
 
 func TestOtherUsersAreRefused(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("probe: not root, so no process of another user can be started")
-	}
+	featurestest.NeedRoot(t) // to start a process of another user
 	b := serve(t, map[string]int{"blob": 4096})
 	info, err := os.Stat(b.socket)
 	check(t, err)
