@@ -17,7 +17,7 @@ const aheadParts = 4
 func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 	before := o.detachLocked(w)
 	defer func() { o.endAllUnwantedLocked(before) }()
-	need := o.cache.Missing(w.r)
+	missing, need := o.lookLocked(w)
 	switch {
 	case o.closed:
 		return false, ondemand.ErrDetached
@@ -32,7 +32,7 @@ func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 	}
 	var rest []ondemand.Range
 	if !o.ordered {
-		rest = o.joinLocked(w, need)
+		rest = o.joinLocked(w, missing, need)
 	} else if o.single != nil {
 		o.waitLocked(w, o.single)
 	} else {
@@ -63,11 +63,28 @@ func (o *Object) arrangeLocked(w *waiter, a advice) (bool, error) {
 	return false, nil
 }
 
+// lookLocked is what is missing of what to ask for, and that part of it which w
+// needs. Both come of one look: a stream that is unwanted writes on, and a block
+// that it brings between two looks would be needed and in no stream's way.
+func (o *Object) lookLocked(w *waiter) (missing, need []ondemand.Range) {
+	wide := w.r
+	if !o.ordered {
+		wide = o.reach(w.r)
+	}
+	missing = o.cache.Missing(wide)
+	for _, r := range missing {
+		if x := r.Intersect(w.r.Blocks(o.Size())); !x.Empty() {
+			need = append(need, x)
+		}
+	}
+	return missing, need
+}
+
 // joinLocked makes w wait for the streams that will bring blocks that it
-// needs, and returns what none of them brings soon, as ranges to request.
-func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
-	wide := o.reach(w.r)
-	rest := join(o.cache.Missing(wide))
+// needs, and returns what of missing none of them brings soon, as ranges to
+// request.
+func (o *Object) joinLocked(w *waiter, missing, need []ondemand.Range) []ondemand.Range {
+	rest := join(missing)
 	for _, s := range o.running {
 		first := firstIn(need, s.rest())
 		if s.unwanted || first < 0 {
@@ -78,7 +95,7 @@ func (o *Object) joinLocked(w *waiter, need []ondemand.Range) []ondemand.Range {
 			rest = subtract(rest, s.rest())
 		}
 	}
-	for _, s := range o.queuedLocked(wide) {
+	for _, s := range o.queuedLocked(o.reach(w.r)) {
 		if firstIn(need, s.rest()) >= 0 {
 			o.waitLocked(w, s)
 		}

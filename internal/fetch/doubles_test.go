@@ -32,6 +32,8 @@ type kept struct {
 	*ondemand.Presence
 	sum    string // expected digest
 	onFill func(r ondemand.Range) error
+	// onLook is called after each look at what is missing
+	onLook func()
 	// forgetful: what is filled is missing again at once
 	forgetful  bool
 	unreadable error // what ReadAt returns
@@ -72,6 +74,14 @@ func (k *kept) Fill(p []byte, off int64) error {
 		k.Set(r)
 	}
 	return nil
+}
+
+func (k *kept) Missing(r ondemand.Range) []ondemand.Range {
+	missing := k.Presence.Missing(r)
+	if k.onLook != nil {
+		k.onLook()
+	}
+	return missing
 }
 
 func (k *kept) ReadAt(p []byte, off int64) (int, error) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"pgregory.net/rapid"
 
@@ -134,6 +135,29 @@ func TestReadersGetTheBytesOrAnError(t *testing.T) {
 		}
 		g.settled(rt)
 	})
+}
+
+// A stream that nobody wants any more writes what has come. A block that becomes
+// present so at any moment of a Fill's beginning leaves no reader asleep.
+func TestBlockComesWhileAFillBegins(t *testing.T) {
+	for nth, fired := 1, true; fired; nth++ {
+		synctest.Test(t, func(t *testing.T) {
+			g := newRig(t, 64*kib, func(g *rig, _ *Options) { g.blob.free, g.cache.mayRewrite = true, true })
+			looks := 0
+			g.cache.onLook = func() {
+				if looks++; looks == nth {
+					if err := g.cache.Fill(pattern(0, 64*kib), 0); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			f := g.start(0, 1)
+			f.succeeds()
+			g.read(0, 1)
+			g.settled(t)
+			fired = looks >= nth
+		})
+	}
 }
 
 // reader reads at random, now and then in a row, and gives up some reads.
