@@ -87,18 +87,33 @@ func (h *host) get(ctx, life context.Context, path string, header http.Header) (
 			h.session.Accepted(number)
 			return a, nil
 		}
-		if try == 1 {
-			return a, nil
+		again := false
+		if try == 0 {
+			again, err = h.session.Renew(ctx, number, a.Response)
 		}
-		again, err := h.session.Renew(ctx, number, a.Response)
 		if err == nil && !again {
-			return a, nil
+			wait := h.session.Patience(number, a.Response)
+			if wait == 0 {
+				return a, nil
+			}
+			return nil, &laterError{a.Refuse(ranged.ErrStatus), wait}
 		}
 		if err := errors.Join(err, a.Finish()); err != nil {
 			return nil, err
 		}
 	}
 }
+
+// laterError is a refusal that a new token may end.
+type laterError struct {
+	err  error
+	wait time.Duration
+}
+
+func (e *laterError) Error() string             { return e.err.Error() + " to a new token" }
+func (e *laterError) Unwrap() error             { return e.err }
+func (e *laterError) Temporary() bool           { return true }
+func (e *laterError) RetryDelay() time.Duration { return e.wait }
 
 // send sends one request to u at the host itself.
 func (h *host) send(ctx, life context.Context, u *url.URL, header http.Header, authorization string) (*ranged.Answer, error) {

@@ -28,10 +28,21 @@ import (
 // renewTime bounds one renewal: a credential program and one or two requests.
 const renewTime = ProgramTime + 30*time.Second
 
-// The pauses between renewals that do not help.
+// The pauses between renewals that do not help. While somebody waits for one that
+// helps they grow to waitingPause, and then to longestPause.
 const (
 	firstPause   = time.Second
+	waitingPause = 10 * time.Second
 	longestPause = time.Minute
+)
+
+// How long tokens that are refused as soon as they are issued may be those of
+// servers that are not of one mind yet, such as for a new key or a clock that is
+// late: known where a token was taken before, and fresh where none ever was. After
+// that they mean that access is denied.
+const (
+	knownPatience = 20 * time.Second
+	freshPatience = 5 * time.Second
 )
 
 // Session is how one repository of one host is spoken to. Its fields are set
@@ -52,13 +63,15 @@ type Session struct {
 	mu        sync.Mutex
 	header    string // Authorization to send; empty: none
 	number    int    // of header; 0: none has been asked for
+	issued    bool   // header is a token server's: another one may be better
 	accepted  int    // the latest number that the registry took
 	expires   time.Time
 	challenge Challenge // what the registry asked for last
 	running   *renewal  // or nil
 	notBefore time.Time // of the next renewal, where renewing may not help
 	pause     time.Duration
-	failed    error // of the latest renewal; nil: it went well
+	refused   time.Time // when the first of the tokens in a row was that were never taken; zero: the latest was taken
+	failed    error     // of the latest renewal; nil: it went well
 	closed    bool
 }
 
@@ -111,7 +124,7 @@ func (s *Session) Accepted(number int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if number > s.accepted {
-		s.accepted, s.pause = number, 0
+		s.accepted, s.pause, s.refused = number, 0, time.Time{}
 	}
 }
 
@@ -140,6 +153,40 @@ func (s *Session) Renew(ctx context.Context, number int, resp *http.Response) (b
 		return false, err
 	}
 	return true, nil
+}
+
+// Patience is called when the registry refuses the header of the given number with
+// resp, and Renew does not help. It is how long to wait before the next request, which
+// a new token may go with, and 0 where resp is the answer: it denies access, or has
+// denied it to new tokens for long enough.
+func (s *Session) Patience(number int, resp *http.Response) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if resp.StatusCode != http.StatusUnauthorized || !s.issued {
+		return 0 // it knows who asks, or would be shown the same again
+	}
+	known, err := s.learnLocked(resp)
+	switch {
+	case err != nil || !known || s.challenge.Params["error"] == "insufficient_scope": // RFC 6750 section 3.1
+		return 0
+	case s.number != number || s.accepted == number:
+		return firstPause / 10 // it has been renewed, or may be at once
+	}
+	now := s.now()
+	if s.refused.IsZero() {
+		s.refused = now
+	}
+	if !now.Before(s.notBefore) {
+		s.pauseLocked(longestPause)
+	}
+	patience := freshPatience
+	if s.accepted > 0 {
+		patience = knownPatience
+	}
+	if s.notBefore.Sub(s.refused) > patience {
+		return 0
+	}
+	return s.notBefore.Sub(now)
 }
 
 // learnLocked remembers what the registry asks for and tells whether that is known.
@@ -172,13 +219,17 @@ func (s *Session) mayLocked(number, status int) (bool, error) {
 		return false, nil
 	}
 	if !expired {
-		s.pauseLocked()
+		longest := longestPause
+		if !s.refused.IsZero() && now.Sub(s.refused) < knownPatience {
+			longest = waitingPause
+		}
+		s.pauseLocked(longest)
 	}
 	return true, nil
 }
 
-func (s *Session) pauseLocked() {
-	s.pause = min(max(2*s.pause, firstPause), longestPause)
+func (s *Session) pauseLocked(longest time.Duration) {
+	s.pause = min(max(2*s.pause, firstPause), longest)
 	s.notBefore = s.now().Add(s.pause)
 }
 
@@ -210,17 +261,19 @@ func (s *Session) renewLocked() *renewal {
 	s.renewals.Go(func() {
 		ctx, cancel := context.WithTimeout(s.Sender.Life, renewTime)
 		defer cancel()
-		header, life, err := s.renew(ctx, challenge)
+		header, issued, life, err := s.renew(ctx, challenge)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.failed = err; err == nil {
-			s.header, s.expires = header, time.Time{}
+			s.header, s.issued, s.expires = header, issued, time.Time{}
 			s.number++
 			if life > 0 {
 				s.expires = s.now().Add(life)
 			}
+		} else if source.Temporary(err) {
+			s.pauseLocked(waitingPause)
 		} else {
-			s.pauseLocked()
+			s.pauseLocked(longestPause)
 		}
 		r.err, s.running = err, nil
 		close(r.done)
@@ -228,24 +281,26 @@ func (s *Session) renewLocked() *renewal {
 	return r
 }
 
-func (s *Session) renew(ctx context.Context, ch Challenge) (header string, life time.Duration, err error) {
+// renew returns the header to send from now on, whether a token server issued it, and
+// for how long it is good; 0: it is not said.
+func (s *Session) renew(ctx context.Context, ch Challenge) (header string, issued bool, life time.Duration, err error) {
 	c, err := s.Keyring.Look(ctx, s.Registry, s.Repository)
 	if err != nil {
-		return "", 0, fmt.Errorf("log in at %s: %w", s.Registry, err)
+		return "", false, 0, fmt.Errorf("log in at %s: %w", s.Registry, err)
 	}
 	switch {
 	case c.RegistryToken != "":
-		return "Bearer " + c.RegistryToken, 0, nil
+		return "Bearer " + c.RegistryToken, false, 0, nil
 	case ch.Scheme == "basic" && c.Username == "":
-		return "", 0, fmt.Errorf("log in at %s: %w: it wants a user name and a password, and there are none for it", s.Registry, source.ErrDenied)
+		return "", false, 0, fmt.Errorf("log in at %s: %w: it wants a user name and a password, and there are none for it", s.Registry, source.ErrDenied)
 	case ch.Scheme == "basic":
-		return basic(c), 0, nil
+		return basic(c), false, 0, nil
 	}
 	t, err := s.fetch(ctx, ch, c)
 	if err != nil {
-		return "", 0, fmt.Errorf("get a token for %s: %w", s.Registry, err)
+		return "", false, 0, fmt.Errorf("get a token for %s: %w", s.Registry, err)
 	}
-	return "Bearer " + t.Token, t.life(), nil
+	return "Bearer " + t.Token, true, t.life(), nil
 }
 
 func (s *Session) wait(ctx context.Context, r *renewal) error {

@@ -141,6 +141,78 @@ func TestRenewalsPauseWhereTheyDoNotHelp(t *testing.T) {
 	mustRenew(t, s, 7, refusal(401, server.challenge()), true)
 }
 
+// A token that is refused as soon as it is issued may be good a little later; it
+// may also be all that there is.
+func TestPatienceWithNewTokens(t *testing.T) {
+	server, now := newTokenServer(t), &clock{}
+	refused := func() *http.Response { return refusal(401, server.challenge()) }
+	for _, known := range []bool{false, true} {
+		s := newSession(t, now, auth.Keyring{})
+		mustRenew(t, s, 0, refused(), true)
+		number, limit := 1, 6*time.Second
+		if known {
+			s.Accepted(1)
+			mustRenew(t, s, 1, refused(), true)
+			number, limit = 2, 25*time.Second
+		}
+		before, waited := server.asked.Load(), time.Duration(0)
+		for {
+			wait := s.Patience(number, refused())
+			if wait == 0 {
+				break
+			}
+			if again := s.Patience(number, refused()); again != wait { // another reader's
+				t.Errorf("pauses %v and %v", wait, again)
+			}
+			mustRenew(t, s, number, refused(), false)
+			waited += wait
+			now.advance(wait)
+			mustRenew(t, s, number, refused(), true)
+			number++
+		}
+		asked := server.asked.Load() - before
+		t.Logf("known %t: %d tokens in %v", known, asked, waited)
+		if waited < time.Second || waited > limit || asked > 6 {
+			t.Errorf("known %t: %d tokens in %v", known, asked, waited)
+		}
+		if s.Patience(number, refused()) != 0 {
+			t.Error("it begins again")
+		}
+		// The next one may be good.
+		now.advance(time.Minute)
+		mustRenew(t, s, number, refused(), true)
+		s.Accepted(number + 1)
+		mustRenew(t, s, number+1, refused(), true)
+		if s.Patience(number+2, refused()) == 0 {
+			t.Error("no patience with the next trouble")
+		}
+	}
+}
+
+func TestNoPatienceWithWhatStaysAsItIs(t *testing.T) {
+	server := newTokenServer(t)
+	s := newSession(t, &clock{}, auth.Keyring{})
+	mustRenew(t, s, 0, refusal(401, server.challenge()), true)
+	for _, resp := range []*http.Response{
+		refusal(403, ""), refusal(401, server.challenge()+`,error="insufficient_scope"`), refusal(401, "Bearer ="),
+	} {
+		if wait := s.Patience(1, resp); wait != 0 {
+			t.Errorf("%d %v: %v", resp.StatusCode, resp.Header, wait)
+		}
+	}
+	// What is the same each time.
+	for text, challenge := range map[string]string{
+		`{"auths":{"registry.test":{"registrytoken":"r"}}}`:           server.challenge(),
+		`{"auths":{"registry.test":{"username":"u","password":"p"}}}`: "Basic realm=x",
+	} {
+		s := newSession(t, &clock{}, keyring(t, text))
+		mustRenew(t, s, 0, refusal(401, challenge), true)
+		if wait := s.Patience(1, refusal(401, challenge)); wait != 0 {
+			t.Errorf("%s: %v", text, wait)
+		}
+	}
+}
+
 func TestFailedRenewalIsEverybodys(t *testing.T) {
 	server, now := newTokenServer(t), &clock{}
 	s := newSession(t, now, auth.Keyring{})

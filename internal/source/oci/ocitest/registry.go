@@ -40,6 +40,8 @@ type Registry struct {
 	left     int    // requests until the tokens expire; 0: they do not
 	uses     int
 	life     int // expires_in, seconds
+	bad      int // how many of the next tokens are not valid
+	ill      int // how many of the next requests for tokens get a 503
 	signed   int // which signatures are valid; 0: no redirects
 	deny     int // how many of the next requests get a 403
 	override http.Handler
@@ -120,6 +122,12 @@ func (r *Registry) ExpireTokensAfter(n int) { r.set(func() { r.left, r.uses = n,
 
 // TokenLife is how long tokens say that they live, in seconds.
 func (r *Registry) TokenLife(seconds int) { r.set(func() { r.life = seconds }) }
+
+// BadTokens makes the next n tokens refused.
+func (r *Registry) BadTokens(n int) { r.set(func() { r.bad = n }) }
+
+// TokenServerIll answers the next n requests for tokens with 503.
+func (r *Registry) TokenServerIll(n int) { r.set(func() { r.ill = n }) }
 
 // RedirectBlobs redirects to signed addresses.
 func (r *Registry) RedirectBlobs() { r.set(func() { r.signed++ }) }
@@ -266,7 +274,16 @@ func (r *Registry) serveToken(w http.ResponseWriter, q *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return
 	}
+	if r.ill > 0 {
+		r.ill--
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
 	answer := map[string]any{"token": r.tokenLocked()}
+	if r.bad > 0 {
+		r.bad--
+		answer["token"] = "bad"
+	}
 	if r.life > 0 {
 		answer["expires_in"] = r.life
 	}
