@@ -121,6 +121,9 @@ func (o *Object) fillRange(ctx context.Context, r ondemand.Range, follow bool) e
 		return ondemand.ErrDetached
 	}
 	defer o.leave()
+	if err := o.ready(ctx, r); err != nil {
+		return err
+	}
 	w := &waiter{r: r, wake: make(chan struct{}, 1), patient: !follow, ctx: ctx}
 	defer o.forget(w)
 	done, err := o.arrangeFirst(w, follow)
@@ -134,6 +137,22 @@ func (o *Object) fillRange(ctx context.Context, r ondemand.Range, follow bool) e
 		}
 	}
 	return err
+}
+
+// ready has the source learn how the bytes of r come, which arrange asks it with
+// o.mu held.
+func (o *Object) ready(ctx context.Context, r ondemand.Range) error {
+	if _, needed := o.blob.(source.Readied); !needed {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(o.ctx, cancel)()
+	err := source.Ready(ctx, o.blob, r.Off, r.Len)
+	if err != nil && o.ctx.Err() != nil {
+		return ondemand.ErrDetached
+	}
+	return translate(err)
 }
 
 // runOwn runs the stream that arrange left to w's goroutine, if any. w may have

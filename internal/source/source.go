@@ -89,6 +89,22 @@ func Part(b Blob, off int64) (from, n int64) {
 	return 0, b.Size()
 }
 
+// Readied is implemented by blobs that have to read something else before they know
+// how their bytes come, such as an index. Use Ready.
+type Readied interface {
+	// Ready returns once ReadRange of [off, off+n) needs nothing else and Align
+	// of it is exact. 0 <= off, 0 < n, off+n <= Size.
+	Ready(ctx context.Context, off, n int64) error
+}
+
+// Ready makes b ready for [off, off+n); most blobs always are.
+func Ready(ctx context.Context, b Blob, off, n int64) error {
+	if r, ok := b.(Readied); ok {
+		return r.Ready(ctx, off, n)
+	}
+	return nil
+}
+
 // Identity says which bytes a source had when it was opened, so that a later
 // opening can tell whether it has the same ones.
 type Identity struct {
@@ -173,3 +189,6 @@ func RetryDelay(err error) time.Duration {
 	}
 	return d.RetryDelay()
 }
+
+// Ready is what the wrapped blob does.
+func (w Wrapper) Ready(ctx context.Context, off, n int64) error { return Ready(ctx, w.Blob, off, n) }
