@@ -108,12 +108,14 @@ var rules = []rule{
 	{from: "source/ranged", may: []string{"source"}},
 	{from: "source/httprange", may: []string{"source", "source/ranged"}},
 	{from: "source/oci/...", may: []string{"source", "source/ranged", "source/oci/..."}, tests: []string{"source/..."}},
+	{from: "source/origins", may: []string{"source"}, tests: []string{"source/..."}},
 	{from: "source/...", may: []string{"source"}},
 	{from: "cache/...", may: []string{"cache/...", "ondemand", "sys"}},
 	{from: "toc"},
 	{from: "toc/toctest", may: []string{"toc"}},
 	// jtoc is what two formats share.
 	{from: "toc/...", may: []string{"toc", "toc/jtoc"}},
+	{from: "zran"},
 	{from: "erofs"},
 	// The one place that sees sources and the cache together, below daemon.
 	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
