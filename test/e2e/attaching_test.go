@@ -7,26 +7,28 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // A worker that dies in the middle of an attach leaves nothing that its successor
 // does not go on with or undo.
 func TestWorkerKilledWhileItAttaches(t *testing.T) {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	a := newAttached(t, "")
-	a.startDaemon()
+	a.StartDaemon()
 	attached := 0
 	for n := range 12 {
 		file := fmt.Sprint(a.file, n)
 		done := make(chan error, 1)
 		go func() {
-			_, err := a.try("attach", a.server.URL()+"?"+fmt.Sprint(n), file)
+			_, err := a.Try("attach", a.server.URL()+"?"+fmt.Sprint(n), file)
 			done <- err
 		}()
-		pause(20*time.Millisecond + time.Duration(rng.Int64N(int64(60*time.Millisecond))))
-		a.kill(a.worker())
+		instance.Pause(20*time.Millisecond + time.Duration(rng.Int64N(int64(60*time.Millisecond))))
+		a.Kill(a.Worker())
 		err := <-done
-		a.waitReady()
+		a.WaitReady()
 		st, err2 := os.Stat(file)
 		switch {
 		case err == nil && (err2 != nil || st.Size() != attachedSize):
@@ -39,14 +41,14 @@ func TestWorkerKilledWhileItAttaches(t *testing.T) {
 				t.Fatalf("read: %v", r.Errno)
 			}
 		}
-		if s := a.status(); len(s.Attached) != attached || len(mountsBelow(a.dir)) != attached {
-			t.Fatalf("%d are attached: %+v, mounts %v", attached, s.Attached, mountsBelow(a.dir))
+		if s := a.Status(); len(s.Attached) != attached || len(instance.MountsBelow(a.Dir)) != attached {
+			t.Fatalf("%d are attached: %+v, mounts %v", attached, s.Attached, instance.MountsBelow(a.Dir))
 		}
-		if left, err := filepath.Glob(filepath.Join(a.root, "step-*")); err != nil || len(left) > 0 {
+		if left, err := filepath.Glob(filepath.Join(a.Root, "step-*")); err != nil || len(left) > 0 {
 			t.Fatalf("left: %v, %v", left, err)
 		}
 	}
 	t.Logf("%d of 12 were attached", attached)
-	a.stop()
+	a.Stop()
 	a.wantGone()
 }

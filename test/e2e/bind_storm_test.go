@@ -5,6 +5,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // bindStormSize is more than the storms read; hollow files cost nothing.
@@ -29,24 +31,24 @@ func (b *bound) judge(what string, tally stormTally) {
 }
 
 func TestBindDaemonKilledUnderReaders(t *testing.T) {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	b := newBound(t, map[string]int64{"blob": bindStormSize})
 	b.connect(fills, 40*time.Millisecond)
 	storm := b.storm(rng)
 	for range bindKills {
-		pause(time.Duration(rng.Int64N(int64(300 * time.Millisecond))))
+		instance.Pause(time.Duration(rng.Int64N(int64(300 * time.Millisecond))))
 		b.daemon.kill()
 		b.connect(fills, 40*time.Millisecond)
 	}
-	pause(300 * time.Millisecond)
+	instance.Pause(300 * time.Millisecond)
 	b.judge("external daemon killed", storm.finish(stormLimit))
-	if s := b.status(); s.Requests.Pending != 0 || s.Bound[0].Pending != 0 {
+	if s := b.Status(); s.Requests.Pending != 0 || s.Bound[0].Pending != 0 {
 		t.Errorf("requests are left: %+v, %+v", s.Requests, s.Bound)
 	}
 }
 
 func TestBindWorkerKilledUnderReaders(t *testing.T) {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	b := newBound(t, map[string]int64{"blob": bindStormSize})
 	b.connect(fills, 40*time.Millisecond)
 	storm := b.storm(rng)
@@ -54,20 +56,20 @@ func TestBindWorkerKilledUnderReaders(t *testing.T) {
 		// Some die before they are ready. Many in a row that do make the
 		// keeper deny reads, rightly.
 		if rng.IntN(4) > 0 {
-			b.waitReady()
+			b.WaitReady()
 		}
-		pause(time.Duration(rng.Int64N(int64(200 * time.Millisecond))))
-		if err := syscall.Kill(b.waitWorker(0), syscall.SIGKILL); err != nil {
+		instance.Pause(time.Duration(rng.Int64N(int64(200 * time.Millisecond))))
+		if err := syscall.Kill(b.WaitWorker(0), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 	}
-	pause(300 * time.Millisecond)
+	instance.Pause(300 * time.Millisecond)
 	tally := storm.finish(stormLimit)
 	b.judge("worker killed, external daemon connected", tally)
 	if tally.EIO > 0 {
 		t.Errorf("%d reads got EIO: %v", tally.EIO, tally.Examples)
 	}
-	if s := b.status(); s.Bound[0].DaemonPID != b.daemon.Process.Pid {
+	if s := b.Status(); s.Bound[0].DaemonPID != b.daemon.Process.Pid {
 		t.Errorf("bound: %+v, daemon is %d", s.Bound[0], b.daemon.Process.Pid)
 	}
 }

@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // bound is an instance that serves a directory of hollow files.
 type bound struct {
-	*instance
+	*lacuna
 	hollow, devnode string
 	reader          *ondemandtest.Reader
 	daemon          *program // that start has started last
@@ -27,16 +28,16 @@ type bound struct {
 // newBound serves files of the given sizes, from a lacuna daemon.
 func newBound(t *testing.T, sizes map[string]int64) *bound {
 	t.Helper()
-	b := &bound{instance: newInstance(t, fmt.Sprintf("deadline = %q\n", stormDeadline)), reader: ondemandtest.StartReader(t)}
-	b.hollow, b.devnode = filepath.Join(b.dir, "hollow"), filepath.Join(b.dir, "devnode")
+	b := &bound{lacuna: newLacuna(t, fmt.Sprintf("deadline = %q\n", stormDeadline)), reader: ondemandtest.StartReader(t)}
+	b.hollow, b.devnode = filepath.Join(b.Dir, "hollow"), filepath.Join(b.Dir, "devnode")
 	if err := os.Mkdir(b.hollow, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for name, size := range sizes {
 		makeHollow(t, filepath.Join(b.hollow, name), size)
 	}
-	b.startDaemon()
-	b.lacuna("bind", b.hollow, "--devnode", b.devnode)
+	b.StartDaemon()
+	b.Lacuna("bind", b.hollow, "--devnode", b.devnode)
 	return b
 }
 
@@ -70,8 +71,8 @@ func (b *bound) connect(behaviour string, delay time.Duration) *program {
 func (b *bound) disconnect() {
 	b.t.Helper()
 	b.daemon.kill()
-	eventually(b.t, 10*time.Second, func() error {
-		if s := b.status(); s.Bound[0].DaemonPID != 0 {
+	instance.Eventually(b.t, 10*time.Second, func() error {
+		if s := b.Status(); s.Bound[0].DaemonPID != 0 {
 			return fmt.Errorf("daemon %d is connected", s.Bound[0].DaemonPID)
 		}
 		return nil
@@ -94,7 +95,7 @@ func (b *bound) wantErrno(want syscall.Errno, off int64, limit time.Duration) {
 }
 
 func TestBindExamplesServeReaders(t *testing.T) {
-	needKernel(t)
+	instance.NeedKernel(t)
 	built := filepath.Join(t.TempDir(), "daemon")
 	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", built, "../../examples/go").CombinedOutput(); err != nil {
 		t.Fatalf("build the Go example: %v: %s", err, out)
@@ -107,7 +108,7 @@ func TestBindExamplesServeReaders(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			sizes := map[string]int64{"blob": 4<<20 + 1234, "with blank": 4096, "one": 1}
 			b := newBound(t, sizes)
-			full := filepath.Join(b.dir, "full")
+			full := filepath.Join(b.Dir, "full")
 			if err := os.Mkdir(full, 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +131,7 @@ func TestBindExamplesServeReaders(t *testing.T) {
 				}
 			}
 			all.Wait()
-			if s := b.status(); s.Bound[0].Present != s.Bound[0].Size {
+			if s := b.Status(); s.Bound[0].Present != s.Bound[0].Size {
 				t.Errorf("bound: %+v", s.Bound[0])
 			}
 		})
@@ -188,8 +189,8 @@ func TestBindSleepersGetErrorWhenDaemonDies(t *testing.T) {
 	for n := range sleepers {
 		results = append(results, b.reader.Start(b.path("blob"), int64(n)*(256<<10), 4096))
 	}
-	eventually(t, 20*time.Second, func() error {
-		if s := b.status(); s.Requests.Pending != sleepers {
+	instance.Eventually(t, 20*time.Second, func() error {
+		if s := b.Status(); s.Requests.Pending != sleepers {
 			return fmt.Errorf("%d requests pending", s.Requests.Pending)
 		}
 		return nil
@@ -217,7 +218,7 @@ func TestBindUnbindLeavesFiles(t *testing.T) {
 	if r := b.reader.Read(b.path("blob"), 0, 4096); r.Errno != 0 {
 		t.Fatal(r.Errno)
 	}
-	b.lacuna("detach", b.hollow)
+	b.Lacuna("detach", b.hollow)
 	if _, err := os.Lstat(b.devnode); err == nil {
 		t.Error("the socket is left")
 	}

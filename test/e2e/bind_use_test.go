@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // Who has an incomplete file of a bound directory open never reads zeros: it
@@ -20,24 +21,24 @@ const boundSize = 8 << 20
 // boundInForeground is a bound directory that a foreground command serves.
 func boundInForeground(t *testing.T, sizes map[string]int64) *bound {
 	t.Helper()
-	b := &bound{instance: newInstance(t, ""), reader: ondemandtest.StartReader(t)}
-	b.hollow, b.devnode = filepath.Join(b.dir, "hollow"), filepath.Join(b.dir, "devnode")
+	b := &bound{lacuna: newLacuna(t, ""), reader: ondemandtest.StartReader(t)}
+	b.hollow, b.devnode = filepath.Join(b.Dir, "hollow"), filepath.Join(b.Dir, "devnode")
 	if err := os.Mkdir(b.hollow, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for name, size := range sizes {
 		makeHollow(t, filepath.Join(b.hollow, name), size)
 	}
-	b.startForeground("bind", b.hollow, "--devnode", b.devnode)
+	b.StartForeground("bind", b.hollow, "--devnode", b.devnode)
 	return b
 }
 
 // wantStanding wants detach refused because of h, and the directory served on.
 func (b *bound) wantStanding(h *holder, off int64) {
 	b.t.Helper()
-	_, err := b.try("detach", b.hollow)
-	want := fmt.Sprintf("in use: process %d (e2e.test) has blob open, which is incomplete", h.cmd.Process.Pid)
-	if exitOf(err) != 6 || !strings.Contains(err.Error(), want) {
+	_, err := b.Try("detach", b.hollow)
+	want := fmt.Sprintf("in use by process %d (e2e.test), which has the incomplete blob open", h.cmd.Process.Pid)
+	if instance.ExitOf(err) != 6 || !strings.Contains(err.Error(), want) {
 		b.t.Fatalf("detach while blob is open: %v\nwant: %s", err, want)
 	}
 	h.wantPattern(stormSeed, off, 10000)
@@ -50,12 +51,12 @@ func TestBindDetachInUseIsRefused(t *testing.T) {
 	h.wantPattern(stormSeed, 0, 10000)
 	b.wantStanding(h, 1<<20)
 	// Also when nobody but the keeper knows the daemon.
-	b.kill(b.worker())
+	b.Kill(b.Worker())
 	h.wantPattern(stormSeed, 2<<20, 10000)
 	b.wantStanding(h, 3<<20)
 	h.close()
-	b.lacuna("detach", b.hollow)
-	if s := b.status(); len(s.Bound) != 0 {
+	b.Lacuna("detach", b.hollow)
+	if s := b.Status(); len(s.Bound) != 0 {
 		t.Errorf("bound: %+v", s.Bound)
 	}
 	b.daemon.kill()
@@ -66,7 +67,7 @@ func TestBindDetachWithCompleteFileOpen(t *testing.T) {
 	b.connect(fills, 0)
 	h := hold(t, b.path("blob"))
 	h.wantPattern(stormSeed, 0, 1<<20)
-	b.lacuna("detach", b.hollow)
+	b.Lacuna("detach", b.hollow)
 	h.wantPattern(stormSeed, 0, 1<<20)
 	b.daemon.kill()
 }
@@ -78,13 +79,13 @@ func TestStopServesBoundFileOn(t *testing.T) {
 			b.connect(keeps, 0)
 			h := hold(t, b.path("blob"))
 			h.wantPattern(stormSeed, 0, 10000)
-			b.signal(syscall.SIGTERM)
+			b.Signal(syscall.SIGTERM)
 			b.waitBusy()
 			h.wantPattern(stormSeed, 1<<20, 10000)
-			pause(time.Second)
+			instance.Pause(time.Second)
 			h.wantPattern(stormSeed, 2<<20, 10000)
 			h.close()
-			b.waitEnd(0)
+			b.WaitEnd(0)
 			b.wantUnbound()
 		})
 	}
@@ -95,12 +96,12 @@ func TestStopAskedTwiceDeniesBoundFile(t *testing.T) {
 	b.connect(keeps, 0)
 	h := hold(t, b.path("blob"))
 	h.wantPattern(stormSeed, 0, 10000)
-	worker := b.worker()
-	b.signal(syscall.SIGTERM)
+	worker := b.Worker()
+	b.Signal(syscall.SIGTERM)
 	b.waitBusy()
-	b.signal(syscall.SIGTERM)
-	eventually(t, 30*time.Second, func() error {
-		if isRunning(worker) {
+	b.Signal(syscall.SIGTERM)
+	instance.Eventually(t, 30*time.Second, func() error {
+		if instance.IsRunning(worker) {
 			return fmt.Errorf("worker %d runs", worker)
 		}
 		return nil
@@ -109,15 +110,15 @@ func TestStopAskedTwiceDeniesBoundFile(t *testing.T) {
 		if r := h.read(int64(n+1)<<20, 10000); r.Errno != syscall.EIO || len(r.Data) > 0 {
 			t.Fatalf("read of missing data: %v, %d bytes", r.Errno, len(r.Data))
 		}
-		pause(time.Second)
+		instance.Pause(time.Second)
 	}
 	select {
-	case <-b.ended:
+	case <-b.Ended:
 		t.Fatal("the keeper has gone while the file is open")
 	default:
 	}
 	h.close()
-	b.waitEnd(1)
+	b.WaitEnd(1)
 	b.wantUnbound()
 }
 
@@ -125,13 +126,13 @@ func TestStopAskedTwiceDeniesBoundFile(t *testing.T) {
 // daemon still has its files open.
 func (b *bound) wantUnbound() {
 	b.t.Helper()
-	if pids := processesOf(b.dir); len(pids) > 0 {
+	if pids := instance.ProcessesOf(b.Dir); len(pids) > 0 {
 		b.t.Errorf("processes %v run", pids)
 	}
 	if _, err := os.Lstat(b.devnode); err == nil {
 		b.t.Error("the socket is left")
 	}
-	if records, err := filepath.Glob(filepath.Join(b.root, "served", "*")); err != nil || len(records) > 0 {
+	if records, err := filepath.Glob(filepath.Join(b.Root, "served", "*")); err != nil || len(records) > 0 {
 		b.t.Errorf("records %v, %v", records, err)
 	}
 	b.daemon.kill()

@@ -7,12 +7,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // objectDir is the folder of the one object in the cache.
-func (i *instance) objectDir() string {
+func (i *lacuna) objectDir() string {
 	i.t.Helper()
-	dirs, err := filepath.Glob(filepath.Join(i.root, "objects", "*", "*"))
+	dirs, err := filepath.Glob(filepath.Join(i.Root, "objects", "*", "*"))
 	if err != nil || len(dirs) != 1 {
 		i.t.Fatalf("objects: %v, %v", dirs, err)
 	}
@@ -26,10 +28,10 @@ func (a *attached) breakAndRestart(damage func(dir string) error) {
 	if err := damage(a.objectDir()); err != nil {
 		a.t.Fatal(err)
 	}
-	worker := a.worker()
-	a.killNow(worker)
-	a.waitWorker(worker)
-	a.waitReady()
+	worker := a.Worker()
+	a.Kill(worker)
+	a.WaitWorker(worker)
+	a.WaitReady()
 }
 
 var damages = map[string]func(dir string) error{
@@ -49,34 +51,34 @@ func TestDamagedObjectIsDeniedAndDetached(t *testing.T) {
 			if r := h.read(1<<20, 10000); r.Errno != syscall.EIO || len(r.Data) > 0 {
 				t.Errorf("read of missing data: %v, %d bytes", r.Errno, len(r.Data))
 			}
-			s := a.status()
+			s := a.Status()
 			if len(s.Attached) != 0 || len(s.Broken) != 1 || s.Broken[0].Path != a.file || s.Broken[0].Reason == "" {
 				t.Fatalf("attached %+v, broken %+v", s.Attached, s.Broken)
 			}
-			if out := a.lacuna("status"); !strings.Contains(out, "BROKEN") || !strings.Contains(out, a.file) {
+			if out := a.Lacuna("status"); !strings.Contains(out, "BROKEN") || !strings.Contains(out, a.file) {
 				t.Errorf("status says\n%s", out)
 			}
-			_, err := a.try("detach", a.file)
-			if exitOf(err) != 6 || !strings.Contains(err.Error(), fmt.Sprintf("process %d", h.cmd.Process.Pid)) {
+			_, err := a.Try("detach", a.file)
+			if instance.ExitOf(err) != 6 || !strings.Contains(err.Error(), fmt.Sprintf("process %d", h.cmd.Process.Pid)) {
 				t.Errorf("detach while it is open: %v", err)
 			}
-			if _, err := a.try("hydrate", a.file); exitOf(err) != 4 {
+			if _, err := a.Try("hydrate", a.file); instance.ExitOf(err) != 4 {
 				t.Errorf("hydrate: %v", err)
 			}
 			h.close()
-			a.lacuna("detach", a.file)
+			a.Lacuna("detach", a.file)
 			a.wantNoFile()
-			if s := a.status(); len(s.Broken) != 0 {
+			if s := a.Status(); len(s.Broken) != 0 {
 				t.Errorf("broken: %+v", s.Broken)
 			}
 			if name == "size" {
-				if out, err := a.try("check", "--repair"); err != nil {
+				if out, err := a.Try("check", "--repair"); err != nil {
 					t.Logf("check --repair: %v: %s", err, out)
 				}
 			}
-			a.lacuna("attach", a.server.URL(), a.file)
+			a.Lacuna("attach", a.server.URL(), a.file)
 			a.wantMissing()
-			a.lacuna("detach", a.file)
+			a.Lacuna("detach", a.file)
 		})
 	}
 }
@@ -87,7 +89,7 @@ func TestStopWithDamagedObject(t *testing.T) {
 			a := attachedToDaemon(t, "")
 			a.wantMissing()
 			a.breakAndRestart(damage)
-			a.stop()
+			a.Stop()
 			a.wantGone()
 		})
 	}
@@ -99,20 +101,20 @@ func TestBothKilledDamagedObjectInUseIsDenied(t *testing.T) {
 	a := attachedToDaemon(t, "")
 	h := hold(t, a.file)
 	h.wantPattern(stormSeed, a.missing(), 10000)
-	a.kill(a.worker(), a.keeper.Process.Pid)
+	a.Kill(a.Worker(), a.Keeper.Process.Pid)
 	if err := damages["description"](a.objectDir()); err != nil {
 		t.Fatal(err)
 	}
-	a.startDaemon()
+	a.StartDaemon()
 	if r := h.read(a.missing(), 10000); r.Errno != syscall.EIO || len(r.Data) > 0 {
 		t.Errorf("read of missing data: %v, %d bytes", r.Errno, len(r.Data))
 	}
-	if s := a.status(); len(s.Broken) != 1 {
+	if s := a.Status(); len(s.Broken) != 1 {
 		t.Errorf("broken: %+v", s.Broken)
 	}
 	h.close()
-	a.lacuna("detach", a.file)
-	a.stop()
+	a.Lacuna("detach", a.file)
+	a.Stop()
 	a.wantGone()
 }
 
@@ -122,49 +124,42 @@ func TestBrokenBindIsDeniedAndDetached(t *testing.T) {
 	b.connect(fills, 0)
 	h := hold(t, b.path("blob"))
 	h.wantPattern(stormSeed, 0, 10000)
-	worker := b.worker()
+	worker := b.Worker()
 	moved := b.hollow + "-moved"
-	if err := syscall.Kill(b.keeper.Process.Pid, syscall.SIGSTOP); err != nil {
+	if err := syscall.Kill(b.Keeper.Process.Pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	b.killNow(worker)
+	b.Kill(worker)
 	if err := os.Rename(b.hollow, moved); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(b.keeper.Process.Pid, syscall.SIGCONT); err != nil {
+	if err := syscall.Kill(b.Keeper.Process.Pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	b.waitWorker(worker)
-	b.waitReady()
+	b.WaitWorker(worker)
+	b.WaitReady()
 	if err := os.Rename(moved, b.hollow); err != nil {
 		t.Fatal(err)
 	}
 	if r := h.read(512<<10, 10000); r.Errno != syscall.EIO || len(r.Data) > 0 {
 		t.Errorf("read of missing data: %v, %d bytes", r.Errno, len(r.Data))
 	}
-	if s := b.status(); len(s.Broken) != 1 || s.Broken[0].Kind != "bind" {
+	if s := b.Status(); len(s.Broken) != 1 || s.Broken[0].Kind != "bind" {
 		t.Errorf("broken: %+v", s.Broken)
 	}
-	if _, err := b.try("bind", b.hollow, "--devnode", b.devnode); exitOf(err) != 6 {
+	if _, err := b.Try("bind", b.hollow, "--devnode", b.devnode); instance.ExitOf(err) != 6 {
 		t.Errorf("bind: %v", err)
 	}
-	if _, err := b.try("detach", b.hollow); exitOf(err) != 6 || !strings.Contains(err.Error(), fmt.Sprint(h.cmd.Process.Pid)) {
+	if _, err := b.Try("detach", b.hollow); instance.ExitOf(err) != 6 || !strings.Contains(err.Error(), fmt.Sprint(h.cmd.Process.Pid)) {
 		t.Errorf("detach while blob is open: %v", err)
 	}
 	h.close()
-	b.lacuna("detach", b.hollow)
+	b.Lacuna("detach", b.hollow)
 	b.daemon.kill()
-	b.lacuna("bind", b.hollow, "--devnode", b.devnode)
+	b.Lacuna("bind", b.hollow, "--devnode", b.devnode)
 	b.connect(fills, 0)
 	h = hold(t, b.path("blob"))
 	h.wantPattern(stormSeed, 256<<10, 10000)
 	h.close()
 	b.daemon.kill()
-}
-
-func (i *instance) killNow(pid int) {
-	i.t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		i.t.Fatal(err)
-	}
 }

@@ -16,11 +16,12 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
 	"github.com/lacunafs/lacuna/internal/source/mem"
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // attached is an instance with one attached file of 64 MiB.
 type attached struct {
-	*instance
+	*lacuna
 	server *sourcetest.Server
 	reader *ondemandtest.Reader
 	file   string
@@ -31,24 +32,24 @@ const attachedSize = 64 << 20
 
 func newAttached(t *testing.T, config string) *attached {
 	a := &attached{
-		instance: newInstance(t, config),
-		server:   sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), attachedSize),
-		reader:   ondemandtest.StartReader(t),
+		lacuna: newLacuna(t, config),
+		server: sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), attachedSize),
+		reader: ondemandtest.StartReader(t),
 	}
-	a.file = filepath.Join(a.dir, "file")
+	a.file = filepath.Join(a.Dir, "file")
 	return a
 }
 
 func attachedToDaemon(t *testing.T, config string) *attached {
 	a := newAttached(t, config)
-	a.startDaemon()
-	a.lacuna("attach", a.server.URL(), a.file)
+	a.StartDaemon()
+	a.Lacuna("attach", a.server.URL(), a.file)
 	return a
 }
 
 func attachedInForeground(t *testing.T, config string) *attached {
 	a := newAttached(t, config)
-	a.startForeground("attach", a.server.URL(), a.file)
+	a.StartForeground("attach", a.server.URL(), a.file)
 	return a
 }
 
@@ -76,31 +77,11 @@ func (a *attached) wantAt(off int64) {
 	}
 }
 
-func (i *instance) kill(pids ...int) {
-	i.t.Helper()
-	// All stop before one dies, so that none can answer to another's death.
-	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
-		for _, pid := range pids {
-			if err := syscall.Kill(pid, sig); err != nil {
-				i.t.Fatalf("kill process %d: %v", pid, err)
-			}
-		}
-	}
-	eventually(i.t, 10*time.Second, func() error {
-		for _, pid := range pids {
-			if isRunning(pid) {
-				return fmt.Errorf("process %d runs", pid)
-			}
-		}
-		return nil
-	})
-}
-
 // wantGone waits until the file, the mounts and the processes are no more.
 func (a *attached) wantGone() {
 	a.t.Helper()
-	eventually(a.t, 30*time.Second, func() error {
-		if pids := processesOf(a.dir); len(pids) > 0 {
+	instance.Eventually(a.t, 30*time.Second, func() error {
+		if pids := instance.ProcessesOf(a.Dir); len(pids) > 0 {
 			return fmt.Errorf("processes %v run", pids)
 		}
 		return nil
@@ -113,16 +94,16 @@ func (a *attached) wantNoFile() {
 	if _, err := os.Lstat(a.file); !errors.Is(err, fs.ErrNotExist) {
 		a.t.Errorf("%s is still there: %v", a.file, err)
 	}
-	if points := mountsBelow(a.dir); len(points) > 0 {
+	if points := instance.MountsBelow(a.Dir); len(points) > 0 {
 		a.t.Errorf("mounted: %v", points)
 	}
 }
 
 // other waits for a status that differs from the one before as same says.
-func (i *instance) other(same func(control.Status) bool) (s control.Status) {
+func (i *lacuna) other(same func(control.Status) bool) (s control.Status) {
 	i.t.Helper()
-	eventually(i.t, 30*time.Second, func() (err error) {
-		if s, err = i.tryStatus(); err == nil && same(s) {
+	instance.Eventually(i.t, 30*time.Second, func() (err error) {
+		if s, err = i.TryStatus(); err == nil && same(s) {
 			err = fmt.Errorf("keeper %d, worker %d", s.KeeperPID, s.WorkerPID)
 		}
 		return err
@@ -134,14 +115,14 @@ func TestKeeperKilledWorkerStartsAnother(t *testing.T) {
 	a := attachedToDaemon(t, "")
 	h := hold(t, a.file)
 	for range 3 {
-		before := a.status()
-		a.kill(before.KeeperPID)
+		before := a.Status()
+		a.Kill(before.KeeperPID)
 		h.wantPattern(stormSeed, a.missing(), 10000)
 		after := a.other(func(s control.Status) bool { return s.KeeperPID == before.KeeperPID })
-		if after.WorkerPID != before.WorkerPID || !isRunning(after.KeeperPID) {
+		if after.WorkerPID != before.WorkerPID || !instance.IsRunning(after.KeeperPID) {
 			t.Fatalf("keeper %d, worker %d; before %d, %d", after.KeeperPID, after.WorkerPID, before.KeeperPID, before.WorkerPID)
 		}
-		a.kill(after.WorkerPID)
+		a.Kill(after.WorkerPID)
 		h.wantPattern(stormSeed, a.missing(), 10000)
 		again := a.other(func(s control.Status) bool { return s.WorkerPID == after.WorkerPID })
 		if again.KeeperPID != after.KeeperPID {
@@ -150,37 +131,37 @@ func TestKeeperKilledWorkerStartsAnother(t *testing.T) {
 		a.wantAt(attachedSize - a.next)
 	}
 	h.close()
-	a.check()
-	if err := syscall.Kill(a.status().KeeperPID, syscall.SIGTERM); err != nil {
+	a.Check()
+	if err := syscall.Kill(a.Status().KeeperPID, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	a.wantGone()
 }
 
 func TestKeeperKilledWhileWorkerStarts(t *testing.T) {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	a := attachedToDaemon(t, "")
 	h := hold(t, a.file)
 	for range 6 {
-		before := a.status()
-		a.kill(before.WorkerPID)
-		eventually(t, 30*time.Second, func() error {
-			if pid := workerOf(before.KeeperPID); pid == 0 || pid == before.WorkerPID {
+		before := a.Status()
+		a.Kill(before.WorkerPID)
+		instance.Eventually(t, 30*time.Second, func() error {
+			if pid := instance.WorkerOf(before.KeeperPID); pid == 0 || pid == before.WorkerPID {
 				return errors.New("no worker")
 			}
 			return nil
 		})
-		pause(time.Duration(rng.Int64N(int64(150 * time.Millisecond))))
-		a.kill(before.KeeperPID)
+		instance.Pause(time.Duration(rng.Int64N(int64(150 * time.Millisecond))))
+		a.Kill(before.KeeperPID)
 		h.wantPattern(stormSeed, a.missing(), 10000)
 		a.other(func(s control.Status) bool { return s.KeeperPID == before.KeeperPID })
 		a.wantAt(attachedSize - a.next)
 	}
-	if s := a.status(); len(s.Unguarded) > 0 {
+	if s := a.Status(); len(s.Unguarded) > 0 {
 		t.Errorf("unguarded: %+v", s.Unguarded)
 	}
 	h.close()
-	if err := syscall.Kill(a.status().KeeperPID, syscall.SIGTERM); err != nil {
+	if err := syscall.Kill(a.Status().KeeperPID, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	a.wantGone()
@@ -190,7 +171,7 @@ func TestKeeperKilledForegroundStops(t *testing.T) {
 	a := attachedInForeground(t, "")
 	a.wantMissing()
 	h := hold(t, a.file)
-	a.kill(a.status().KeeperPID)
+	a.Kill(a.Status().KeeperPID)
 	// The worker alone holds the group now: it stays for who has the file open.
 	a.waitBusy()
 	h.wantPattern(stormSeed, a.missing(), 10000)
@@ -203,9 +184,9 @@ func TestBothKilledNextStartUnmounts(t *testing.T) {
 	for _, start := range []func(*testing.T, string) *attached{attachedToDaemon, attachedInForeground} {
 		a := start(t, "")
 		a.wantMissing()
-		s := a.status()
-		a.kill(s.WorkerPID, s.KeeperPID)
-		if len(mountsBelow(a.dir)) != 1 {
+		s := a.Status()
+		a.Kill(s.WorkerPID, s.KeeperPID)
+		if len(instance.MountsBelow(a.Dir)) != 1 {
 			t.Fatal("the mount is gone with its instance")
 		}
 		// Nobody guards the file: this is what the README warns of. It shows
@@ -214,20 +195,20 @@ func TestBothKilledNextStartUnmounts(t *testing.T) {
 		if r := a.reader.Read(a.file, off, 10000); !bytes.Equal(r.Data, make([]byte, 10000)) {
 			t.Logf("unguarded read: %v", r.Errno)
 		}
-		a.startDaemon()
+		a.StartDaemon()
 		a.wantNoFile()
-		s = a.status()
+		s = a.Status()
 		if len(s.Unguarded) != 1 || len(s.Unguarded[0].Files) != 1 || s.Unguarded[0].Files[0] != a.file ||
 			!s.Unguarded[0].From.Before(s.Unguarded[0].To) {
 			t.Errorf("unguarded: %+v", s.Unguarded)
 		}
-		if !strings.Contains(a.log.String(), "unguarded") {
+		if !strings.Contains(a.Log.String(), "unguarded") {
 			t.Error("the log does not tell of it")
 		}
-		a.lacuna("attach", a.server.URL(), a.file)
+		a.Lacuna("attach", a.server.URL(), a.file)
 		a.wantAt(off)
-		a.check()
-		a.stop()
+		a.Check()
+		a.Stop()
 		a.wantGone()
 	}
 }
@@ -236,19 +217,19 @@ func TestBothKilledFileInUseIsGuardedAgain(t *testing.T) {
 	a := attachedToDaemon(t, "")
 	h := hold(t, a.file)
 	h.wantPattern(stormSeed, a.missing(), 10000)
-	s := a.status()
-	a.kill(s.WorkerPID, s.KeeperPID)
-	a.startDaemon()
+	s := a.Status()
+	a.Kill(s.WorkerPID, s.KeeperPID)
+	a.StartDaemon()
 	h.wantPattern(stormSeed, a.missing(), 10000)
 	a.wantMissing()
-	s = a.status()
+	s = a.Status()
 	if len(s.Attached) != 1 || len(s.Unguarded) != 1 || len(s.Unguarded[0].Users) != 1 ||
 		!strings.Contains(s.Unguarded[0].Users[0], fmt.Sprint(h.cmd.Process.Pid)) {
 		t.Errorf("attached %+v, unguarded %+v; process %d has the file open", s.Attached, s.Unguarded, h.cmd.Process.Pid)
 	}
 	h.close()
-	a.lacuna("detach", a.file)
-	a.stop()
+	a.Lacuna("detach", a.file)
+	a.Stop()
 	a.wantGone()
 }
 
@@ -256,17 +237,17 @@ func TestBothKilledFileInUseIsGuardedAgain(t *testing.T) {
 func TestBothKilledZerosAreForgotten(t *testing.T) {
 	a := attachedToDaemon(t, "")
 	h := hold(t, a.file)
-	s := a.status()
-	a.kill(s.WorkerPID, s.KeeperPID)
+	s := a.Status()
+	a.Kill(s.WorkerPID, s.KeeperPID)
 	off := a.missing()
 	if r := h.read(off, 10000); !bytes.Equal(r.Data, make([]byte, 10000)) {
 		t.Logf("unguarded read: %v", r.Errno)
 	}
-	a.startDaemon()
+	a.StartDaemon()
 	h.wantPattern(stormSeed, off, 10000)
 	h.close()
-	a.lacuna("detach", a.file)
-	a.stop()
+	a.Lacuna("detach", a.file)
+	a.Stop()
 	a.wantGone()
 }
 
@@ -275,57 +256,57 @@ func TestBothKilledUnmountedFileIsGuardedAgain(t *testing.T) {
 	a := attachedToDaemon(t, "")
 	h := hold(t, a.file)
 	h.wantPattern(stormSeed, a.missing(), 10000)
-	s := a.status()
-	a.kill(s.WorkerPID, s.KeeperPID)
+	s := a.Status()
+	a.Kill(s.WorkerPID, s.KeeperPID)
 	if err := syscall.Unmount(a.file, syscall.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
-	a.startDaemon()
+	a.StartDaemon()
 	h.wantPattern(stormSeed, a.missing(), 10000)
-	if s = a.status(); len(s.Attached) != 1 || len(s.Unguarded) != 1 {
+	if s = a.Status(); len(s.Attached) != 1 || len(s.Unguarded) != 1 {
 		t.Errorf("attached %+v, unguarded %+v", s.Attached, s.Unguarded)
 	}
 	h.close()
-	eventually(t, 20*time.Second, func() error {
-		if s := a.status(); len(s.Attached) > 0 {
+	instance.Eventually(t, 20*time.Second, func() error {
+		if s := a.Status(); len(s.Attached) > 0 {
 			return fmt.Errorf("attached: %+v", s.Attached)
 		}
 		return nil
 	})
-	a.stop()
+	a.Stop()
 	a.wantGone()
 }
 
 func TestNobodyReadsTheLog(t *testing.T) {
 	a := newAttached(t, "")
-	a.deaf = true
-	out := a.start("--verbose", "daemon")
-	a.waitReady()
-	a.lacuna("attach", a.server.URL(), a.file)
+	a.Deaf = true
+	out := a.Start("--verbose", "daemon")
+	a.WaitReady()
+	a.Lacuna("attach", a.server.URL(), a.file)
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
-	keeper, worker := a.keeper.Process.Pid, a.worker()
+	keeper, worker := a.Keeper.Process.Pid, a.Worker()
 	h := hold(t, a.file)
 	h.wantPattern(stormSeed, a.missing(), 10000) // and that is logged
-	a.kill(worker)                               // as is that
+	a.Kill(worker)                               // as is that
 	h.wantPattern(stormSeed, a.missing(), 10000)
-	if s := a.status(); s.KeeperPID != keeper || s.WorkerPID == worker {
+	if s := a.Status(); s.KeeperPID != keeper || s.WorkerPID == worker {
 		t.Errorf("keeper %d, worker %d; before %d, %d", s.KeeperPID, s.WorkerPID, keeper, worker)
 	}
 	h.close()
-	a.stop()
+	a.Stop()
 	a.wantGone()
 }
 
 // A log that nobody reads any more, in a pipe that is full, holds up nobody.
 func TestNobodyEmptiesTheLog(t *testing.T) {
 	a := newAttached(t, "")
-	a.deaf = true
-	out := a.start("--verbose", "daemon")
-	a.waitReady()
-	a.lacuna("attach", a.server.URL(), a.file)
-	pipe, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", a.keeper.Process.Pid), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	a.Deaf = true
+	out := a.Start("--verbose", "daemon")
+	a.WaitReady()
+	a.Lacuna("attach", a.server.URL(), a.file)
+	pipe, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", a.Keeper.Process.Pid), os.O_WRONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,14 +322,14 @@ func TestNobodyEmptiesTheLog(t *testing.T) {
 	if err := pipe.Close(); err != nil {
 		t.Fatal(err)
 	}
-	worker := a.worker()
+	worker := a.Worker()
 	for range 2 {
 		a.wantMissing() // and that is logged
 	}
-	a.kill(worker)
+	a.Kill(worker)
 	a.wantMissing()
-	a.lacuna("detach", a.file)
-	a.stop()
+	a.Lacuna("detach", a.file)
+	a.Stop()
 	a.wantGone()
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
@@ -358,16 +339,16 @@ func TestNobodyEmptiesTheLog(t *testing.T) {
 func TestNextStartLeavesOthersAlone(t *testing.T) {
 	a, b := attachedToDaemon(t, ""), newAttached(t, "")
 	// The same object in a root of the same last name.
-	b.startDaemon()
-	b.lacuna("attach", a.server.URL(), b.file)
-	s := a.status()
-	a.kill(s.WorkerPID, s.KeeperPID)
-	a.startDaemon()
+	b.StartDaemon()
+	b.Lacuna("attach", a.server.URL(), b.file)
+	s := a.Status()
+	a.Kill(s.WorkerPID, s.KeeperPID)
+	a.StartDaemon()
 	a.wantNoFile()
-	if s := a.status(); len(s.Unguarded) != 1 || len(s.Unguarded[0].Files) != 1 {
+	if s := a.Status(); len(s.Unguarded) != 1 || len(s.Unguarded[0].Files) != 1 {
 		t.Errorf("unguarded: %+v", s.Unguarded)
 	}
-	if len(mountsBelow(b.dir)) != 1 {
+	if len(instance.MountsBelow(b.Dir)) != 1 {
 		t.Fatal("the other instance's file is gone")
 	}
 	b.wantMissing()

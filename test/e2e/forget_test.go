@@ -14,12 +14,12 @@ import (
 // Data that could not be recognised again goes with its last file, and so does the
 // filesystem image that showed it, whichever way it goes.
 func TestNothingStaysOfWhatCannotBeRecognised(t *testing.T) {
-	i := newInstance(t, "")
-	i.startDaemon()
+	i := newLacuna(t, "")
+	i.StartDaemon()
 	data := pattern(stormSeed, 7, 300_001)
 	left := func() (left []string) {
 		for _, pattern := range []string{"objects/*/*", "files/*"} {
-			found, err := filepath.Glob(filepath.Join(i.root, pattern))
+			found, err := filepath.Glob(filepath.Join(i.Root, pattern))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -31,15 +31,15 @@ func TestNothingStaysOfWhatCannotBeRecognised(t *testing.T) {
 		server := sourcetest.NewServer(t, data)
 		server.SetETag("")
 		server.SetModTime(time.Time{})
-		file := filepath.Join(i.dir, "file")
-		i.lacuna("attach", server.URL(), file)
+		file := filepath.Join(i.Dir, "file")
+		i.Lacuna("attach", server.URL(), file)
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, data) {
 			t.Fatalf("%v, %d bytes", err, len(got))
 		}
 		if n := len(left()); n != 2 {
 			t.Errorf("%d objects and images", n)
 		}
-		i.lacuna(append(slices.Clone(how), file)...)
+		i.Lacuna(append(slices.Clone(how), file)...)
 		if left := left(); len(left) > 0 {
 			t.Errorf("%v: left: %v", how, left)
 		}

@@ -16,12 +16,13 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
 	"github.com/lacunafs/lacuna/internal/source/mem"
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // smallRoot puts the instance's cache root on an ext4 of 64 MiB.
-func (i *instance) smallRoot() {
+func (i *lacuna) smallRoot() {
 	i.t.Helper()
-	disk, point := filepath.Join(i.dir, "disk"), filepath.Join(i.dir, "small")
+	disk, point := filepath.Join(i.Dir, "disk"), filepath.Join(i.Dir, "small")
 	makeHollow(i.t, disk, 64<<20)
 	if err := os.Mkdir(point, 0o700); err != nil {
 		i.t.Fatal(err)
@@ -41,21 +42,21 @@ func (i *instance) smallRoot() {
 			return
 		}
 		select {
-		case <-i.ended:
+		case <-i.Ended:
 		default:
-			i.stop()
+			i.Stop()
 		}
 		if err := syscall.Unmount(point, 0); err != nil {
 			i.t.Errorf("unmount the small filesystem: %v", err)
 		}
 	})
-	i.root = filepath.Join(point, "cache")
+	i.Root = filepath.Join(point, "cache")
 }
 
 // fillUp takes all space of the root's filesystem, and returns how to free it.
-func (i *instance) fillUp() (free func()) {
+func (i *lacuna) fillUp() (free func()) {
 	i.t.Helper()
-	path := filepath.Join(filepath.Dir(i.root), "ballast")
+	path := filepath.Join(filepath.Dir(i.Root), "ballast")
 	f, err := os.Create(path)
 	if err != nil {
 		i.t.Fatal(err)
@@ -75,13 +76,13 @@ func (i *instance) fillUp() (free func()) {
 }
 
 func TestDiskFullReachesReader(t *testing.T) {
-	i := newInstance(t, "")
+	i := newLacuna(t, "")
 	i.smallRoot()
-	i.startDaemon()
+	i.StartDaemon()
 	const size = 200 << 20
 	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), size)
-	file := filepath.Join(i.dir, "file")
-	i.lacuna("attach", server.URL(), file)
+	file := filepath.Join(i.Dir, "file")
+	i.Lacuna("attach", server.URL(), file)
 	reader := ondemandtest.StartReader(t)
 	const piece = 1 << 20
 	off := int64(0)
@@ -101,30 +102,30 @@ func TestDiskFullReachesReader(t *testing.T) {
 		t.Fatalf("%d MiB were read with 64 MiB of space", off>>20)
 	}
 	t.Logf("the disk is full at %d MiB", off>>20)
-	if text := i.lacuna("status"); !strings.Contains(text, "no space left") {
+	if text := i.Lacuna("status"); !strings.Contains(text, "no space left") {
 		t.Errorf("status does not tell why: %s", text)
 	}
 	// The instance answers, and what is present is read.
-	if s := i.status(); len(s.Attached) != 1 || s.Attached[0].Present < 20<<20 {
+	if s := i.Status(); len(s.Attached) != 1 || s.Attached[0].Present < 20<<20 {
 		t.Errorf("status: %+v", s.Attached)
 	}
 	if r := reader.Read(file, 0, piece); r.Errno != 0 || !bytes.Equal(r.Data, pattern(stormSeed, 0, piece)) {
 		t.Errorf("read of what is present: %v", r.Errno)
 	}
-	i.signal(syscall.SIGTERM)
-	<-i.ended
+	i.Signal(syscall.SIGTERM)
+	<-i.Ended
 	// Presence that cannot be recorded is told of; the data is fetched again.
-	t.Logf("stopped on the full disk with %d: %s", i.keeper.ProcessState.ExitCode(), tail(i.log.String(), 4))
-	i.check()
+	t.Logf("stopped on the full disk with %d: %s", i.Keeper.ProcessState.ExitCode(), i.Log.Tail(4))
+	i.Check()
 }
 
 func TestDiskFullThenFreedReadsGoOn(t *testing.T) {
-	i := newInstance(t, "")
+	i := newLacuna(t, "")
 	i.smallRoot()
-	i.startDaemon()
+	i.StartDaemon()
 	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), 32<<20)
-	file := filepath.Join(i.dir, "file")
-	i.lacuna("attach", server.URL(), file)
+	file := filepath.Join(i.Dir, "file")
+	i.Lacuna("attach", server.URL(), file)
 	free := i.fillUp()
 	reader := ondemandtest.StartReader(t)
 	for off := int64(0); off < 32<<20; off += 4 << 20 {
@@ -136,7 +137,7 @@ func TestDiskFullThenFreedReadsGoOn(t *testing.T) {
 	if r := reader.Read(file, 31<<20, 1<<20); r.Errno != syscall.EIO {
 		t.Errorf("read on a full disk: %v", r.Errno)
 	}
-	if _, err := i.try("attach", server.URL()+"?second", file+"2"); exitOf(err) != int(control.ExitError) || !strings.Contains(err.Error(), "no space left") {
+	if _, err := i.Try("attach", server.URL()+"?second", file+"2"); instance.ExitOf(err) != int(control.ExitError) || !strings.Contains(err.Error(), "no space left") {
 		t.Errorf("attach on a full disk: %v", err)
 	}
 	if _, err := os.Lstat(file + "2"); !errors.Is(err, fs.ErrNotExist) {
@@ -144,7 +145,7 @@ func TestDiskFullThenFreedReadsGoOn(t *testing.T) {
 	}
 	free()
 	freed := time.Now()
-	eventually(t, 20*time.Second, func() error {
+	instance.Eventually(t, 20*time.Second, func() error {
 		if r := reader.Read(file, 31<<20, 1<<20); r.Errno != 0 || !bytes.Equal(r.Data, pattern(stormSeed, 31<<20, 1<<20)) {
 			return r.Errno
 		}
@@ -154,26 +155,26 @@ func TestDiskFullThenFreedReadsGoOn(t *testing.T) {
 	if r := reader.Read(file, 0, 32<<20); r.Errno != 0 || !bytes.Equal(r.Data, pattern(stormSeed, 0, 32<<20)) {
 		t.Errorf("read of the whole: %v, %d bytes", r.Errno, len(r.Data))
 	}
-	i.lacuna("attach", server.URL()+"?second", file+"2")
-	i.lacuna("detach", file+"2")
-	i.check()
+	i.Lacuna("attach", server.URL()+"?second", file+"2")
+	i.Lacuna("detach", file+"2")
+	i.Check()
 }
 
 func TestDiskFullAtStart(t *testing.T) {
-	i := newInstance(t, "")
+	i := newLacuna(t, "")
 	i.smallRoot()
 	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), 32<<20)
-	file := filepath.Join(i.dir, "file")
+	file := filepath.Join(i.Dir, "file")
 	free := i.fillUp()
-	i.start("attach", server.URL(), file)
-	<-i.ended
-	if exit := i.keeper.ProcessState.ExitCode(); exit != int(control.ExitError) || !strings.Contains(i.log.String(), "no space left") {
-		t.Errorf("ended with %d: %s", exit, i.log.String())
+	i.Start("attach", server.URL(), file)
+	<-i.Ended
+	if exit := i.Keeper.ProcessState.ExitCode(); exit != int(control.ExitError) || !strings.Contains(i.Log.String(), "no space left") {
+		t.Errorf("ended with %d: %s", exit, i.Log.String())
 	}
-	t.Logf("it says: %s", strings.TrimSpace(i.log.String()))
+	t.Logf("it says: %s", strings.TrimSpace(i.Log.String()))
 	if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("it has left something: %v", err)
 	}
 	free()
-	i.startDaemon()
+	i.StartDaemon()
 }

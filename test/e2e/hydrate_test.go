@@ -5,6 +5,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // A hydrate goes on when the worker that it asked has died, or was upgraded.
@@ -13,24 +15,24 @@ func TestHydrateGoesOnAcrossWorkers(t *testing.T) {
 	a.server.Throttle(20*time.Millisecond, 2<<20) // of each response
 	done := make(chan error, 1)
 	go func() {
-		_, err := a.try("detach", "--hydrate", a.file)
+		_, err := a.Try("detach", "--hydrate", a.file)
 		done <- err
 	}()
 	for n := range 4 {
-		worker, before := a.worker(), a.status().Attached[0].Present
-		eventually(t, 30*time.Second, func() error {
-			if a.status().Attached[0].Present <= before {
+		worker, before := a.Worker(), a.Status().Attached[0].Present
+		instance.Eventually(t, 30*time.Second, func() error {
+			if a.Status().Attached[0].Present <= before {
 				return errors.New("nothing is fetched")
 			}
 			return nil
 		})
 		if n%2 == 0 {
-			a.killNow(worker)
+			a.Kill(worker)
 		} else {
-			a.signal(syscall.SIGHUP)
+			a.Signal(syscall.SIGHUP)
 		}
-		a.waitWorker(worker)
-		a.waitReady()
+		a.WaitWorker(worker)
+		a.WaitReady()
 	}
 	select {
 	case err := <-done:
@@ -44,7 +46,7 @@ func TestHydrateGoesOnAcrossWorkers(t *testing.T) {
 	h := hold(t, a.file)
 	h.wantPattern(stormSeed, 0, attachedSize)
 	h.close()
-	if s := a.status(); len(s.Attached) != 0 {
+	if s := a.Status(); len(s.Attached) != 0 {
 		t.Errorf("attached: %+v", s.Attached)
 	}
 }
@@ -55,19 +57,19 @@ func TestHydrateWhenTheInstanceEnds(t *testing.T) {
 	a.server.Throttle(20*time.Millisecond, 1<<20)
 	done := make(chan error, 1)
 	go func() {
-		_, err := a.try("hydrate", a.file)
+		_, err := a.Try("hydrate", a.file)
 		done <- err
 	}()
-	eventually(t, 30*time.Second, func() error {
-		if a.status().Attached[0].Present == 0 {
+	instance.Eventually(t, 30*time.Second, func() error {
+		if a.Status().Attached[0].Present == 0 {
 			return errors.New("nothing is fetched")
 		}
 		return nil
 	})
-	a.stop()
+	a.Stop()
 	select {
 	case err := <-done:
-		if exitOf(err) != 1 {
+		if instance.ExitOf(err) != 1 {
 			t.Errorf("hydrate: %v", err)
 		} else {
 			t.Log(err)

@@ -18,12 +18,13 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
 	"github.com/lacunafs/lacuna/internal/source/mem"
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 func TestManyReadsPendingAtOnce(t *testing.T) {
 	const processes, step = 8, 256 << 10
 	const size = processes * 2500 * step
-	i := newInstance(t, "deadline = \"5m\"\nstall = \"5m\"\n")
+	i := newLacuna(t, "deadline = \"5m\"\nstall = \"5m\"\n")
 	gate := make(chan struct{})
 	closed := make(chan struct{}) // from then on answers wait for the gate
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -36,9 +37,9 @@ func TestManyReadsPendingAtOnce(t *testing.T) {
 		http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(mem.PatternAt(stormSeed), 0, size))
 	}))
 	t.Cleanup(server.Close)
-	i.startDaemon()
-	file := filepath.Join(i.dir, "file")
-	i.lacuna("attach", server.URL, file)
+	i.StartDaemon()
+	file := filepath.Join(i.Dir, "file")
+	i.Lacuna("attach", server.URL, file)
 	close(closed)
 	opened := false
 	t.Cleanup(func() {
@@ -52,15 +53,15 @@ func TestManyReadsPendingAtOnce(t *testing.T) {
 	for n := range processes {
 		readers = append(readers, startMany(t, manyOrder{Path: file, Off: int64(n*each) * step, Step: step, Readers: each}))
 	}
-	eventually(t, 2*time.Minute, func() error {
+	instance.Eventually(t, 2*time.Minute, func() error {
 		if n := asleep(readers); n != processes*each {
 			return fmt.Errorf("%d readers sleep", n)
 		}
 		return nil
 	})
 	// Those that the limit of open files leaves no descriptor for wait in the kernel's queue.
-	taken := i.status().Requests.Pending
-	fds, rss := descriptorsOf(t, i.worker()), residentOf(t, i.worker())
+	taken := i.Status().Requests.Pending
+	fds, rss := descriptorsOf(t, i.Worker()), residentOf(t, i.Worker())
 	t.Logf("%d reads pending, %d of them in the table, after %v; the worker has %d descriptors, %d MiB", processes*each, taken, time.Since(began).Round(time.Millisecond), fds, rss>>20)
 	close(gate)
 	opened = true
@@ -73,11 +74,11 @@ func TestManyReadsPendingAtOnce(t *testing.T) {
 	if right != processes*each {
 		t.Errorf("%d of %d reads gave the right bytes", right, processes*each)
 	}
-	if s := i.status(); s.Requests.Pending != 0 || s.Requests.Failed != 0 {
+	if s := i.Status(); s.Requests.Pending != 0 || s.Requests.Failed != 0 {
 		t.Errorf("requests: %+v", s.Requests)
 	}
-	i.lacuna("detach", file)
-	i.check()
+	i.Lacuna("detach", file)
+	i.Check()
 }
 
 // asleep counts the threads of the readers that are inside pread: all of them
@@ -97,12 +98,12 @@ func asleep(readers []*many) (n int) {
 
 func TestTerabyteObject(t *testing.T) {
 	const size = 1 << 40
-	i := newInstance(t, "")
+	i := newLacuna(t, "")
 	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), size)
-	i.startDaemon()
-	file := filepath.Join(i.dir, "file")
+	i.StartDaemon()
+	file := filepath.Join(i.Dir, "file")
 	began := time.Now()
-	i.lacuna("attach", server.URL(), file)
+	i.Lacuna("attach", server.URL(), file)
 	t.Logf("1 TiB attached in %v", time.Since(began).Round(time.Millisecond))
 	reader := ondemandtest.StartReader(t)
 	for _, off := range []int64{size - 4096, size - 1, size/2 + 1, 0} {
@@ -115,27 +116,27 @@ func TestTerabyteObject(t *testing.T) {
 		t.Logf("read at %d after %v", off, time.Since(began).Round(10*time.Microsecond))
 	}
 	began = time.Now()
-	i.lacuna("detach", file)
+	i.Lacuna("detach", file)
 	t.Logf("detached in %v", time.Since(began).Round(time.Millisecond))
 	began = time.Now()
-	i.check()
+	i.Check()
 	t.Logf("checked in %v", time.Since(began).Round(time.Millisecond))
 }
 
 func TestManyAttachedFiles(t *testing.T) {
-	i := newInstance(t, "")
+	i := newLacuna(t, "")
 	server := sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), 1<<20)
-	i.startDaemon()
-	worker := i.worker()
+	i.StartDaemon()
+	worker := i.Worker()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	client, err := control.Dial(ctx, filepath.Join(i.root, "lacuna.sock"))
+	client, err := control.Dial(ctx, filepath.Join(i.Root, "lacuna.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { client.Close() }()
 	reader := ondemandtest.StartReader(t)
-	file := func(n int) string { return filepath.Join(i.dir, fmt.Sprintf("file%d", n)) }
+	file := func(n int) string { return filepath.Join(i.Dir, fmt.Sprintf("file%d", n)) }
 	round := func(from, to int) {
 		began := time.Now()
 		for n := from; n < to; n++ {
@@ -154,21 +155,21 @@ func TestManyAttachedFiles(t *testing.T) {
 		t.Logf("all read: %d descriptors, %d MiB", fds, rss>>20)
 		if to-from > 10 {
 			began = time.Now()
-			i.kill(worker)
+			i.Kill(worker)
 			client.Close()
-			worker = i.waitWorker(worker)
+			worker = i.WaitWorker(worker)
 			if r := reader.Read(file(from), 900000, 4096); !bytes.Equal(r.Data, pattern(stormSeed, 900000, 4096)) {
 				t.Fatalf("read after the worker was killed: %v", r.Errno)
 			}
 			t.Logf("killed: the next worker serves after %v", time.Since(began).Round(time.Millisecond))
-			i.waitReady()
-			if client, err = control.Dial(ctx, filepath.Join(i.root, "lacuna.sock")); err != nil {
+			i.WaitReady()
+			if client, err = control.Dial(ctx, filepath.Join(i.Root, "lacuna.sock")); err != nil {
 				t.Fatal(err)
 			}
 		}
 		began = time.Now()
 		for n := from; n < to; n++ {
-			eventually(t, 30*time.Second, func() error { // another test may have a mount namespace
+			instance.Eventually(t, 30*time.Second, func() error { // another test may have a mount namespace
 				return client.Detach(ctx, control.DetachRequest{Path: file(n)})
 			})
 		}
@@ -182,10 +183,10 @@ func TestManyAttachedFiles(t *testing.T) {
 	if after > fds+8 {
 		t.Errorf("%d descriptors before, %d after", fds, after)
 	}
-	if i.worker() != worker {
+	if i.Worker() != worker {
 		t.Error("the worker is another one")
 	}
-	if left, err := os.ReadDir(filepath.Join(i.root, "served")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(filepath.Join(i.Root, "served")); err != nil || len(left) > 0 {
 		t.Errorf("records are left: %v, %v", left, err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // nginx is a web server that this project did not write, with one file.
@@ -54,32 +55,21 @@ http {
 // answer, 0: not.
 func newNginx(t *testing.T, rate string) *nginx {
 	t.Helper()
-	needKernel(t)
-	n := &nginx{t: t, dir: mustDir(t)}
+	instance.NeedKernel(t)
+	n := &nginx{t: t, dir: instance.Dir(t)}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.address = l.Addr().String()
 	n.file = filepath.Join(n.dir, "www", "file")
-	if err := errors.Join(l.Close(), os.Mkdir(filepath.Join(n.dir, "www"), 0o755), linkRealFile(n.file)); err != nil {
+	if err := errors.Join(l.Close(), os.Mkdir(filepath.Join(n.dir, "www"), 0o755), os.Link(instance.Shared(t, "real", realFile), n.file)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.stop)
 	n.limit(rate)
 	n.start()
 	return n
-}
-
-// linkRealFile makes the file once for all tests.
-func linkRealFile(path string) error {
-	made := filepath.Join(place.dir, "real")
-	if _, err := os.Stat(made); err != nil {
-		if err := errors.Join(realFile(made+".new"), os.Rename(made+".new", made)); err != nil {
-			return err
-		}
-	}
-	return os.Link(made, path)
 }
 
 // limit sets the rate of each answer, as of the next start.
@@ -89,21 +79,6 @@ func (n *nginx) limit(rate string) {
 	if err := os.WriteFile(filepath.Join(n.dir, "nginx.conf"), []byte(conf), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
-}
-
-// mustDir makes a directory below place.dir that goes with the test.
-func mustDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp(place.dir, "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }
 
 // tarFile packs files of this system until there is enough of them.
@@ -156,7 +131,7 @@ func (n *nginx) start() {
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatalf("start nginx (Debian package nginx-light): %v", err)
 	}
-	eventually(n.t, 10*time.Second, func() error {
+	instance.Eventually(n.t, 10*time.Second, func() error {
 		reply, err := http.Head(n.url())
 		if err != nil {
 			return err
@@ -202,19 +177,19 @@ func sha256sum(t *testing.T, path string) string {
 }
 
 func TestNginxFileReadsEqual(t *testing.T) {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	n := newNginx(t, "0")
-	i := newInstance(t, "")
-	i.startDaemon()
-	whole, random := filepath.Join(i.dir, "whole"), filepath.Join(i.dir, "random")
+	i := newLacuna(t, "")
+	i.StartDaemon()
+	whole, random := filepath.Join(i.Dir, "whole"), filepath.Join(i.Dir, "random")
 	want := sha256sum(t, n.file)
-	i.lacuna("attach", "--sha256", want, n.url(), whole)
+	i.Lacuna("attach", "--sha256", want, n.url(), whole)
 	began := time.Now()
 	if got := sha256sum(t, whole); got != want {
 		t.Errorf("sha256sum of the attached file %s, of the server's %s", got, want)
 	}
 	t.Logf("sha256sum through the attached file: %v, equal", time.Since(began).Round(time.Millisecond))
-	i.lacuna("attach", n.url()+"?random", random)
+	i.Lacuna("attach", n.url()+"?random", random)
 	o := n.order(random, rng)
 	o.Once = true
 	began = time.Now()
@@ -223,36 +198,36 @@ func TestNginxFileReadsEqual(t *testing.T) {
 	if tally.Wrong+tally.EIO+tally.Other > 0 || tally.Bytes != o.Size*int64(o.Readers) {
 		t.Errorf("not all bytes are equal: %v", tally.Examples)
 	}
-	i.check()
+	i.Check()
 }
 
 func TestNginxStopsAndComesBack(t *testing.T) {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	n := newNginx(t, "3m")
-	i := newInstance(t, "deadline = \"4s\"\nstall = \"1s\"\n")
-	i.startDaemon()
-	path := filepath.Join(i.dir, "file")
-	i.lacuna("attach", n.url(), path)
+	i := newLacuna(t, "deadline = \"4s\"\nstall = \"1s\"\n")
+	i.StartDaemon()
+	path := filepath.Join(i.Dir, "file")
+	i.Lacuna("attach", n.url(), path)
 	storm := startStorm(t, n.order(path, rng))
 	for range 3 { // shorter than the deadline: readers wait
-		pause(500 * time.Millisecond)
+		instance.Pause(500 * time.Millisecond)
 		n.stop()
 		n.start()
 	}
-	pause(500 * time.Millisecond)
+	instance.Pause(500 * time.Millisecond)
 	n.stop()
 	reader := ondemandtest.StartReader(t)
 	for range 2 {
 		began := time.Now()
 		r := reader.Read(path, rng.Int64N(100<<20), 4096)
-		if r.Err != nil || r.Errno == 0 && i.status().Attached[0].Complete {
+		if r.Err != nil || r.Errno == 0 && i.Status().Attached[0].Complete {
 			t.Fatalf("read without a server: %v, %v", r.Errno, r.Err)
 		}
 		t.Logf("read without a server: %v after %v", r.Errno, time.Since(began).Round(time.Millisecond))
 	}
 	n.start()
 	back := time.Now()
-	eventually(t, 30*time.Second, func() error {
+	instance.Eventually(t, 30*time.Second, func() error {
 		if r := reader.Read(path, rng.Int64N(100<<20), 4096); r.Errno != 0 {
 			return r.Errno
 		}
@@ -267,23 +242,23 @@ func TestNginxStopsAndComesBack(t *testing.T) {
 	n.stop()
 	n.limit("0")
 	n.start()
-	i.check()
+	i.Check()
 }
 
 func TestNginxFileChangesUnderReaders(t *testing.T) {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	n := newNginx(t, "3m")
-	i := newInstance(t, "deadline = \"4s\"\nstall = \"1s\"\n")
-	i.startDaemon()
-	path, old := filepath.Join(i.dir, "file"), filepath.Join(n.dir, "old")
-	i.lacuna("attach", n.url(), path)
+	i := newLacuna(t, "deadline = \"4s\"\nstall = \"1s\"\n")
+	i.StartDaemon()
+	path, old := filepath.Join(i.Dir, "file"), filepath.Join(n.dir, "old")
+	i.Lacuna("attach", n.url(), path)
 	if err := os.Link(n.file, old); err != nil {
 		t.Fatal(err)
 	}
 	o := n.order(path, rng)
 	o.Against = old
 	storm := startStorm(t, o)
-	pause(time.Second)
+	instance.Pause(time.Second)
 	// Another file of the same size takes its place.
 	other := filepath.Join(n.dir, "other")
 	makeHollow(t, other, o.Size)
@@ -292,18 +267,18 @@ func TestNginxFileChangesUnderReaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	reader := ondemandtest.StartReader(t)
-	eventually(t, 30*time.Second, func() error {
+	instance.Eventually(t, 30*time.Second, func() error {
 		if r := reader.Read(path, rng.Int64N(o.Size-4096), 4096); r.Errno != syscall.EIO {
 			return fmt.Errorf("a read ended with errno %d", int(r.Errno))
 		}
 		return nil
 	})
-	if s := i.status(); s.Attached[0].Error == "" {
+	if s := i.Status(); s.Attached[0].Error == "" {
 		t.Error("status does not tell that the source has changed")
 	} else {
 		t.Logf("status: %s", s.Attached[0].Error)
 	}
-	pause(time.Second)
+	instance.Pause(time.Second)
 	tally := storm.finish(20 * time.Second)
 	t.Logf("file replaced on the server: %v", &tally)
 	if tally.Wrong+tally.Other > 0 || tally.EIO == 0 || tally.EIO == tally.Reads {

@@ -8,44 +8,46 @@ import (
 	"syscall"
 	"testing"
 	"unsafe"
+
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // What a bind that failed has left with the keeper is not the next worker's.
 func TestFailedBindThenWorkerKilled(t *testing.T) {
 	b := newBound(t, map[string]int64{"blob": 1 << 20})
 	b.connect(fills, 0)
-	other := filepath.Join(b.dir, "other")
+	other := filepath.Join(b.Dir, "other")
 	if err := os.Mkdir(other, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	makeHollow(t, filepath.Join(other, "blob"), 1<<20)
-	if _, err := b.try("bind", other, "--devnode", b.devnode); exitOf(err) != 6 {
+	if _, err := b.Try("bind", other, "--devnode", b.devnode); instance.ExitOf(err) != 6 {
 		t.Fatalf("bind at a devnode in use: %v", err)
 	}
 	// The same file again: it is marked for another directory already.
-	again := filepath.Join(b.dir, "again")
+	again := filepath.Join(b.Dir, "again")
 	if err := os.Mkdir(again, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Link(b.path("blob"), filepath.Join(again, "blob")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.try("bind", again, "--devnode", b.devnode+"2"); err == nil {
+	if _, err := b.Try("bind", again, "--devnode", b.devnode+"2"); err == nil {
 		t.Fatal("one file is bound twice")
 	}
-	worker := b.worker()
-	b.killNow(worker)
-	b.waitWorker(worker)
-	b.waitReady()
-	if s := b.status(); len(s.Bound) != 1 || s.Bound[0].Dir != b.hollow || len(s.Broken) != 0 {
+	worker := b.Worker()
+	b.Kill(worker)
+	b.WaitWorker(worker)
+	b.WaitReady()
+	if s := b.Status(); len(s.Bound) != 1 || s.Bound[0].Dir != b.hollow || len(s.Broken) != 0 {
 		t.Errorf("bound %+v, broken %+v", s.Bound, s.Broken)
 	}
 	h := hold(t, b.path("blob"))
 	h.wantPattern(stormSeed, 0, 10000)
 	h.close()
-	b.lacuna("bind", other, "--devnode", b.devnode+"3")
-	b.lacuna("detach", other)
-	b.lacuna("detach", b.hollow)
+	b.Lacuna("bind", other, "--devnode", b.devnode+"3")
+	b.Lacuna("detach", other)
+	b.Lacuna("detach", b.hollow)
 	b.daemon.kill()
 }
 
@@ -74,19 +76,19 @@ func openTerminal(t *testing.T) (master, terminal *os.File) {
 func TestTerminalClosedEndsForeground(t *testing.T) {
 	a := newAttached(t, "")
 	master, terminal := openTerminal(t)
-	a.terminal = terminal
-	a.start("attach", a.server.URL(), a.file)
+	a.Terminal = terminal
+	a.Start("attach", a.server.URL(), a.file)
 	if err := terminal.Close(); err != nil {
 		t.Fatal(err)
 	}
-	a.waitReady()
+	a.WaitReady()
 	a.wantMissing()
 	if err := master.Close(); err != nil {
 		t.Fatal(err)
 	}
-	<-a.ended
+	<-a.Ended
 	a.wantGone()
-	if strings.Contains(a.log.String(), "upgraded") {
+	if strings.Contains(a.Log.String(), "upgraded") {
 		t.Error("it has upgraded itself")
 	}
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,12 +11,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/lacunafs/lacuna/devnode"
 	"github.com/lacunafs/lacuna/internal/source/mem"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // daemonEnv makes the test binary an external daemon. It must be a process
@@ -79,7 +82,7 @@ func (o daemonOrder) serve() error {
 
 func (o daemonOrder) answer(c *devnode.Client, q devnode.Request) error {
 	if o.Delay > 0 {
-		pause(rand.N(o.Delay))
+		instance.Pause(rand.N(o.Delay))
 	}
 	switch o.Behaviour {
 	case sleeps:
@@ -103,6 +106,25 @@ func (o daemonOrder) answer(c *devnode.Client, q devnode.Request) error {
 		}
 	}
 	return c.Done(q.ID)
+}
+
+// output is what a process has written.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write adds to it.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 // program is a process that prints ready and runs until it is killed.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // Programs that do not just read: each gets the bytes of the source from a file
@@ -22,7 +23,7 @@ import (
 // present is how much of the attached file is there.
 func (a *attached) present() int64 {
 	a.t.Helper()
-	s := a.status()
+	s := a.Status()
 	if len(s.Attached) != 1 {
 		a.t.Fatalf("attached: %+v", s.Attached)
 	}
@@ -105,7 +106,7 @@ func TestMappingFetchesWhatIsTouched(t *testing.T) {
 	}
 	touch("normal", 30<<20-50, 100)
 	h.close()
-	a.lacuna("detach", a.file)
+	a.Lacuna("detach", a.file)
 }
 
 func TestMappingOfWhatCannotBeFetched(t *testing.T) {
@@ -119,7 +120,7 @@ func TestMappingOfWhatCannotBeFetched(t *testing.T) {
 	a.server.Always(nil)
 	a.wantAt(30 << 20)
 	h.close()
-	a.lacuna("detach", a.file)
+	a.Lacuna("detach", a.file)
 }
 
 // Numbers of lseek(2), uapi/linux/fs.h.
@@ -149,7 +150,7 @@ func TestWhoLooksForHolesFindsNone(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	a.lacuna("detach", a.file)
+	a.Lacuna("detach", a.file)
 }
 
 // Each begins with a file of which little is there.
@@ -166,13 +167,13 @@ func TestCopiesOfAnIncompleteFileAreWhole(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := attachedToDaemon(t, "")
 			a.wantAt(40 << 20)
-			out := filepath.Join(a.dir, "out")
+			out := filepath.Join(a.Dir, "out")
 			for i := range argv {
 				argv[i] = strings.NewReplacer("FILE", a.file, "OUT", out).Replace(argv[i])
 			}
 			a.do(argv...)
 			a.wantWhole(out)
-			a.lacuna("detach", a.file)
+			a.Lacuna("detach", a.file)
 		})
 	}
 }
@@ -187,7 +188,7 @@ func TestLoopDeviceOverAnIncompleteFile(t *testing.T) {
 			a.do("losetup", "--detach", loop)
 		}
 	})
-	if _, err := a.try("detach", a.file); exitOf(err) != 6 || !strings.Contains(err.Error(), "the loop device "+loop) {
+	if _, err := a.Try("detach", a.file); instance.ExitOf(err) != 6 || !strings.Contains(err.Error(), "the loop device "+loop) {
 		t.Errorf("detach below a loop device: %v", err)
 	}
 	a.wantWhole(loop)
@@ -199,8 +200,8 @@ func TestLoopDeviceOverAnIncompleteFile(t *testing.T) {
 // wantDetached detaches once the last user is gone, who goes when it likes.
 func (a *attached) wantDetached() {
 	a.t.Helper()
-	eventually(a.t, 20*time.Second, func() error {
-		_, err := a.try("detach", a.file)
+	instance.Eventually(a.t, 20*time.Second, func() error {
+		_, err := a.Try("detach", a.file)
 		return err
 	})
 }
@@ -219,7 +220,7 @@ func TestDirectReads(t *testing.T) {
 	if err == nil {
 		a.wantBytes(a.file, f)
 	}
-	a.lacuna("detach", a.file)
+	a.Lacuna("detach", a.file)
 }
 
 // loader is what runs dynamic programs that are not executable.
@@ -234,22 +235,22 @@ func loader(t *testing.T) string {
 
 // An attached file is not executable; the loader maps a program all the same.
 func TestProgramRunsFromAnIncompleteFile(t *testing.T) {
-	i := newInstance(t, "")
+	i := newLacuna(t, "")
 	program, err := os.ReadFile("/bin/bash")
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := sourcetest.NewServer(t, append(program, make([]byte, 32<<20)...)) // which nobody looks at
-	i.startDaemon()
-	a := &attached{instance: i, server: server, file: filepath.Join(i.dir, "file")}
-	a.lacuna("attach", server.URL(), a.file)
+	i.StartDaemon()
+	a := &attached{lacuna: i, server: server, file: filepath.Join(i.Dir, "file")}
+	a.Lacuna("attach", server.URL(), a.file)
 	if err := exec.Command(a.file).Run(); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("exec: %v", err)
 	}
 	if out := a.do(loader(t), a.file, "-c", "echo $((6*7))"); out != "42\n" {
 		t.Errorf("it says %q", out)
 	}
-	s := a.status().Attached[0]
+	s := a.Status().Attached[0]
 	t.Logf("fetched %d bytes of %d", s.Present, s.Size)
 	if s.Complete || s.Misses == 0 {
 		t.Errorf("complete: %v, %d misses", s.Complete, s.Misses)
@@ -259,14 +260,14 @@ func TestProgramRunsFromAnIncompleteFile(t *testing.T) {
 
 // Sizes that are no multiples of anything, down to nothing.
 func TestFilesOfEverySize(t *testing.T) {
-	i := newInstance(t, "")
-	i.startDaemon()
+	i := newLacuna(t, "")
+	i.StartDaemon()
 	for _, size := range []int{0, 1, 4095, 4096, 4097, 300001, 1 << 20} {
 		data := pattern(stormSeed, 7, size)
 		server := sourcetest.NewServer(t, data)
 		server.SetETag("") // the date is what it is known by
-		file := filepath.Join(i.dir, fmt.Sprint("file", size))
-		i.lacuna("attach", server.URL(), file)
+		file := filepath.Join(i.Dir, fmt.Sprint("file", size))
+		i.Lacuna("attach", server.URL(), file)
 		st, err := os.Stat(file)
 		if err != nil || st.Size() != int64(size) || st.Mode() != 0o444 || st.ModTime().UTC().Format("2006-01-02") != "2026-01-02" {
 			t.Errorf("%d bytes: %v, %v", size, st, err)
@@ -289,26 +290,26 @@ func TestFilesOfEverySize(t *testing.T) {
 		if err != nil || !bytes.Equal(got, data) {
 			t.Errorf("%d bytes: %v, %d bytes", size, err, len(got))
 		}
-		i.lacuna("detach", "--hydrate", file)
+		i.Lacuna("detach", "--hydrate", file)
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("%d bytes, detached: %v, %d bytes", size, err, len(got))
 		}
 	}
-	i.check()
+	i.Check()
 }
 
 // A file that is too large says so, and leaves nothing.
 func TestFileThatIsTooLarge(t *testing.T) {
 	a := newAttached(t, "")
-	a.startDaemon()
+	a.StartDaemon()
 	for _, size := range []int64{16<<40 - 4096, 17 << 40, 1 << 62} {
 		server := sourcetest.NewServerAt(t, zeros{}, size)
-		_, err := a.try("attach", server.URL(), a.file)
-		if exitOf(err) != 1 || !strings.Contains(err.Error(), "16 TiB") {
+		_, err := a.Try("attach", server.URL(), a.file)
+		if instance.ExitOf(err) != 1 || !strings.Contains(err.Error(), "16 TiB") {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 		a.wantNoFile()
-		if left, err := filepath.Glob(filepath.Join(a.root, "objects/*/*")); err != nil || len(left) > 0 {
+		if left, err := filepath.Glob(filepath.Join(a.Root, "objects/*/*")); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
 		}
 	}

@@ -10,29 +10,29 @@ import (
 // instance, leaves that one's alone when it ends.
 func TestStopLeavesAnothersSocket(t *testing.T) {
 	for _, replaced := range []bool{false, true} {
-		a, b := newInstance(t, ""), newInstance(t, "")
-		a.startDaemon()
+		a, b := newLacuna(t, ""), newLacuna(t, "")
+		a.StartDaemon()
 		if replaced { // the worker, by one that takes the socket over
-			worker := a.worker()
-			a.killNow(worker)
-			a.waitWorker(worker)
-			a.waitReady()
+			worker := a.Worker()
+			a.Kill(worker)
+			a.WaitWorker(worker)
+			a.WaitReady()
 		}
-		socket := filepath.Join(a.root, "lacuna.sock")
+		socket := filepath.Join(a.Root, "lacuna.sock")
 		if err := os.Remove(socket); err != nil {
 			t.Fatal(err)
 		}
 		// The flags of waitReady must find it.
-		b.extra = []string{"--socket", socket}
-		b.startDaemon()
+		b.Extra = []string{"--socket", socket}
+		b.StartDaemon()
 		if replaced {
-			worker := a.worker()
-			a.killNow(worker)
-			a.waitWorker(worker)
+			worker := a.Worker()
+			a.Kill(worker)
+			a.WaitWorker(worker)
 		}
-		a.stop()
-		b.status()
-		b.stop()
+		a.Stop()
+		b.Status()
+		b.Stop()
 		if _, err := os.Lstat(socket); !os.IsNotExist(err) {
 			t.Errorf("the socket is left: %v", err)
 		}

@@ -6,13 +6,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // waitBusy waits until a stopping instance has found the file in use.
-func (i *instance) waitBusy() {
+func (i *lacuna) waitBusy() {
 	i.t.Helper()
-	eventually(i.t, 10*time.Second, func() error {
-		if !strings.Contains(i.log.String(), "waiting for what is in use") {
+	instance.Eventually(i.t, 10*time.Second, func() error {
+		if !strings.Contains(i.Log.String(), "waiting for what is in use") {
 			return errors.New("it does not say that the file is in use")
 		}
 		return nil
@@ -28,20 +30,20 @@ func TestStopServesOpenFileOn(t *testing.T) {
 				h.wantPattern(stormSeed, a.missing(), 10000)
 				// As the terminal does it: all processes get it.
 				if sig != syscall.SIGTERM {
-					for _, pid := range processesOf(a.dir) {
+					for _, pid := range instance.ProcessesOf(a.Dir) {
 						if err := syscall.Kill(pid, sig); err != nil {
 							t.Fatal(err)
 						}
 					}
 				} else {
-					a.signal(sig)
+					a.Signal(sig)
 				}
 				a.waitBusy()
 				for range 3 {
 					h.wantPattern(stormSeed, a.missing(), 10000)
 				}
 				h.close()
-				a.waitEnd(0)
+				a.WaitEnd(0)
 				a.wantGone()
 			})
 		}
@@ -53,12 +55,12 @@ func TestStopAskedTwiceDeniesOpenFile(t *testing.T) {
 	h := hold(t, a.file)
 	present := a.missing()
 	h.wantPattern(stormSeed, present, 10000)
-	a.signal(syscall.SIGTERM)
+	a.Signal(syscall.SIGTERM)
 	a.waitBusy()
 	asked := time.Now()
-	a.signal(syscall.SIGTERM)
+	a.Signal(syscall.SIGTERM)
 	// Until the worker has gone it serves on.
-	eventually(t, 40*time.Second, func() error {
+	instance.Eventually(t, 40*time.Second, func() error {
 		off := a.missing()
 		if off < 0 {
 			t.Fatal("everything was read")
@@ -68,7 +70,7 @@ func TestStopAskedTwiceDeniesOpenFile(t *testing.T) {
 			if string(r.Data) != string(pattern(stormSeed, off, 10000)) {
 				t.Fatalf("wrong bytes at %d", off)
 			}
-			pause(time.Second)
+			instance.Pause(time.Second)
 			return errors.New("missing data is read")
 		}
 		if r.Errno != syscall.EIO {
@@ -83,7 +85,7 @@ func TestStopAskedTwiceDeniesOpenFile(t *testing.T) {
 		}
 	}
 	select {
-	case <-a.ended:
+	case <-a.Ended:
 		t.Fatal("the keeper has gone while the file is open")
 	case <-time.After(2 * time.Second):
 	}
@@ -92,7 +94,7 @@ func TestStopAskedTwiceDeniesOpenFile(t *testing.T) {
 	}
 	h.close()
 	select {
-	case <-a.ended:
+	case <-a.Ended:
 	case <-time.After(20 * time.Second):
 		t.Fatal("the keeper stays")
 	}

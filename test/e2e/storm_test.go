@@ -13,6 +13,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
 	"github.com/lacunafs/lacuna/internal/source/mem"
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 const (
@@ -28,7 +29,7 @@ const (
 
 // weather is a storm over files of one daemon.
 type weather struct {
-	*instance
+	*lacuna
 	server *sourcetest.Server
 	rng    *rand.Rand
 	reader *ondemandtest.Reader
@@ -37,13 +38,13 @@ type weather struct {
 }
 
 func newWeather(t *testing.T) *weather {
-	rng, _ := newRand(t)
+	rng := instance.Rand(t)
 	w := &weather{
-		instance: newInstance(t, fmt.Sprintf("deadline = %q\n", stormDeadline)),
-		server:   sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), stormSize),
-		rng:      rng, reader: ondemandtest.StartReader(t),
+		lacuna: newLacuna(t, fmt.Sprintf("deadline = %q\n", stormDeadline)),
+		server: sourcetest.NewServerAt(t, mem.PatternAt(stormSeed), stormSize),
+		rng:    rng, reader: ondemandtest.StartReader(t),
 	}
-	w.startDaemon()
+	w.StartDaemon()
 	return w
 }
 
@@ -51,14 +52,14 @@ func newWeather(t *testing.T) *weather {
 func (w *weather) strikeTimes(n int, strike func()) {
 	w.t.Helper()
 	for file := 0; n > 0; file++ {
-		path := filepath.Join(w.dir, fmt.Sprintf("file%d", file))
-		w.lacuna("attach", fmt.Sprintf("%s?%d", w.server.URL(), file), path)
+		path := filepath.Join(w.Dir, fmt.Sprintf("file%d", file))
+		w.Lacuna("attach", fmt.Sprintf("%s?%d", w.server.URL(), file), path)
 		w.server.Throttle(5*time.Millisecond, 50e6/8) // 8 connections
 		storm := startStorm(w.t, stormOrder{
 			Path: path, Pattern: stormSeed, Size: stormSize, Readers: 16, Longest: 256 << 10, Seed: w.rng.Uint64(),
 		})
 		for range min(n, strikesEach) {
-			pause(time.Duration(w.rng.Int64N(int64(400 * time.Millisecond))))
+			instance.Pause(time.Duration(w.rng.Int64N(int64(400 * time.Millisecond))))
 			struck := time.Now()
 			strike()
 			n--
@@ -66,10 +67,10 @@ func (w *weather) strikeTimes(n int, strike func()) {
 		}
 		w.server.Throttle(0, 0)
 		w.sum.add(storm.finish(stormLimit))
-		w.waitReady()
-		s := w.status()
+		w.WaitReady()
+		s := w.Status()
 		w.t.Logf("file %d: %d MiB of %d present at the end", file, s.Attached[0].Present>>20, s.Attached[0].Size>>20)
-		w.lacuna("detach", path)
+		w.Lacuna("detach", path)
 	}
 }
 
@@ -104,7 +105,7 @@ func (w *weather) judge(what string) {
 	if w.sum.Wrong > 0 || w.sum.Other > 0 || w.sum.EIO > 0 || w.sum.Slowest > stormLimit {
 		w.t.Errorf("%s: not all reads gave the right bytes in time", what)
 	}
-	w.check()
+	w.Check()
 }
 
 func TestWorkerKilledUnderReaders(t *testing.T) {
@@ -124,8 +125,8 @@ func TestWorkerKilledUnderReaders(t *testing.T) {
 // killWorker kills a worker other than the given one, as soon as there is one.
 func (w *weather) killWorker(other int) int {
 	w.t.Helper()
-	pid := w.waitWorker(other)
-	pause(time.Duration(w.rng.Int64N(int64(150 * time.Millisecond))))
+	pid := w.WaitWorker(other)
+	instance.Pause(time.Duration(w.rng.Int64N(int64(150 * time.Millisecond))))
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		w.t.Fatal(err)
 	}
@@ -135,32 +136,32 @@ func (w *weather) killWorker(other int) int {
 func TestUpgradeUnderReaders(t *testing.T) {
 	w := newWeather(t)
 	w.strikeTimes(upgrades, func() {
-		before := w.waitWorker(0)
+		before := w.WaitWorker(0)
 		for range 1 + w.rng.IntN(3) { // the next one may come while the last is under way
 			w.replaceBinary()
-			w.signal(syscall.SIGHUP)
-			pause(time.Duration(w.rng.Int64N(int64(60 * time.Millisecond))))
+			w.Signal(syscall.SIGHUP)
+			instance.Pause(time.Duration(w.rng.Int64N(int64(60 * time.Millisecond))))
 		}
-		w.waitWorker(before)
+		w.WaitWorker(before)
 	})
-	if pid := w.status().KeeperPID; pid != w.keeper.Process.Pid {
-		t.Errorf("the keeper is %d, and was %d", pid, w.keeper.Process.Pid)
+	if pid := w.Status().KeeperPID; pid != w.Keeper.Process.Pid {
+		t.Errorf("the keeper is %d, and was %d", pid, w.Keeper.Process.Pid)
 	}
 	w.judge(fmt.Sprintf("binary replaced and SIGHUP %d times under 16 readers", upgrades))
 }
 
 // replaceBinary puts a copy of the binary in its place, as an upgrade does.
-func (i *instance) replaceBinary() {
+func (i *lacuna) replaceBinary() {
 	i.t.Helper()
-	b, err := os.ReadFile(i.bin)
+	b, err := os.ReadFile(i.Bin)
 	if err != nil {
 		i.t.Fatal(err)
 	}
-	fresh := i.bin + ".new"
+	fresh := i.Bin + ".new"
 	if err := os.WriteFile(fresh, b, 0o700); err != nil {
 		i.t.Fatal(err)
 	}
-	if err := os.Rename(fresh, i.bin); err != nil {
+	if err := os.Rename(fresh, i.Bin); err != nil {
 		i.t.Fatal(err)
 	}
 }

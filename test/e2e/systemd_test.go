@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
+	"github.com/lacunafs/lacuna/test/instance"
 )
 
 // descriptorStore is systemd's side of sd_notify(3) and sd_listen_fds(3).
@@ -130,38 +131,14 @@ func (s *descriptorStore) keep(which func(name string) bool) {
 
 // start starts the unit's process with all that is stored, newest first, and waits
 // until it is ready.
-func (s *descriptorStore) start(i *instance) {
+func (s *descriptorStore) start(i *instance.Instance) {
 	s.t.Helper()
-	log, err := os.OpenFile(string(i.log), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	program := i.command(context.Background(), "daemon", "--keeper", "systemd")
+	program := i.Command(context.Background(), "daemon", "--keeper", "systemd")
 	// LISTEN_PID is the number of the process that the shell becomes.
 	cmd := exec.Command("sh", append([]string{"-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, program.Args...)...)
-	cmd.Stdout, cmd.Stderr = log, log
-	s.mu.Lock()
-	before := s.ready
-	var names []string
-	for n := len(s.files) - 1; n >= 0; n-- {
-		names, cmd.ExtraFiles = append(names, s.names[n]), append(cmd.ExtraFiles, s.files[n])
-	}
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+s.path)
-	if len(names) > 0 {
-		cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
-	}
-	err = cmd.Start()
-	s.mu.Unlock()
-	if err := errors.Join(err, log.Close()); err != nil {
-		s.t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = cmd.Wait() // the state says how it ended
-	}()
-	i.keeper, i.ended = cmd, ended
-	eventually(s.t, 30*time.Second, func() error {
+	before := s.hand(i, cmd)
+	instance.Eventually(s.t, 30*time.Second, func() error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.ready == before {
@@ -171,13 +148,30 @@ func (s *descriptorStore) start(i *instance) {
 	})
 }
 
+// hand starts cmd with all that is stored, and returns how often something was
+// ready before.
+func (s *descriptorStore) hand(i *instance.Instance, cmd *exec.Cmd) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for n := len(s.files) - 1; n >= 0; n-- {
+		names, cmd.ExtraFiles = append(names, s.names[n]), append(cmd.ExtraFiles, s.files[n])
+	}
+	if len(names) > 0 {
+		cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	}
+	before := s.ready
+	i.StartCommand(cmd)
+	return before
+}
+
 // systemd as the keeper: a worker that is killed is started again with what it
 // has stored, and a reader that waits meanwhile gets its bytes.
 func TestSystemdKeepsReadersAcrossWorkers(t *testing.T) {
 	a := newAttached(t, "")
-	s := newDescriptorStore(t, a.dir)
-	s.start(a.instance)
-	a.lacuna("attach", a.server.URL(), a.file)
+	s := newDescriptorStore(t, a.Dir)
+	s.start(a.Instance)
+	a.Lacuna("attach", a.server.URL(), a.file)
 	a.wantMissing()
 	h := hold(t, a.file)
 	for n, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGHUP, syscall.SIGKILL} {
@@ -187,19 +181,19 @@ func TestSystemdKeepsReadersAcrossWorkers(t *testing.T) {
 		for k := range 4 {
 			pending = append(pending, a.reader.Start(a.file, off+int64(k)*4096, 10000))
 		}
-		eventually(t, 20*time.Second, func() error {
-			if s := a.status(); s.Requests.Pending == 0 {
+		instance.Eventually(t, 20*time.Second, func() error {
+			if s := a.Status(); s.Requests.Pending == 0 {
 				return errors.New("no read is pending")
 			}
 			return nil
 		})
-		a.signal(sig)
-		<-a.ended
+		a.Signal(sig)
+		<-a.Ended
 		a.server.Throttle(0, 0)
-		if st := a.keeper.ProcessState; sig == syscall.SIGHUP && !st.Success() {
+		if st := a.Keeper.ProcessState; sig == syscall.SIGHUP && !st.Success() {
 			t.Errorf("it was to hand over, and ended with %v", st)
 		}
-		s.start(a.instance)
+		s.start(a.Instance)
 		for k, c := range pending {
 			select {
 			case r := <-c:
@@ -213,8 +207,8 @@ func TestSystemdKeepsReadersAcrossWorkers(t *testing.T) {
 		h.wantPattern(stormSeed, off, 10000)
 	}
 	h.close()
-	a.check()
-	a.stop()
+	a.Check()
+	a.Stop()
 	a.wantGone()
 	s.mu.Lock()
 	if len(s.names) > 0 {

@@ -28,8 +28,11 @@ type Instance struct {
 	Dir, Bin, Root string
 	// Config is its configuration file, or empty.
 	Config string
-	// Extra are flags besides; settable.
+	// Extra are flags besides. Deaf: its log goes where its output does.
 	Extra []string
+	Deaf  bool
+	// Terminal controls it, and is its standard input; nil: none.
+	Terminal *os.File
 	// Keeper is the process that was started first, nil before; Ended is closed
 	// when it has ended.
 	Keeper *exec.Cmd
@@ -51,6 +54,12 @@ func (f LogFile) String() string {
 		return err.Error()
 	}
 	return string(b)
+}
+
+// Tail is its last lines.
+func (f LogFile) Tail(lines int) string {
+	all := strings.Split(f.String(), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // NeedKernel skips the test where the kernel cannot stop reads.
@@ -106,23 +115,22 @@ func (i *Instance) cleanUp() {
 		i.t.Errorf("left behind: %v", err)
 	}
 	if i.Keeper != nil {
-		<-i.Ended
+		select {
+		case <-i.Ended:
+		case <-time.After(time.Minute):
+			i.t.Fatalf("the first keeper, process %d, does not end", i.Keeper.Process.Pid)
+		}
 	}
 	if i.t.Failed() {
 		ended := "was not started"
 		if i.Keeper != nil {
 			ended = i.Keeper.ProcessState.String()
 		}
-		i.t.Logf("the first keeper: %s; log of the instance:\n%s", ended, tail(i.Log.String(), 60))
+		i.t.Logf("the first keeper: %s; log of the instance:\n%s", ended, i.Log.Tail(60))
 	}
 	if err := os.RemoveAll(i.Dir); err != nil {
 		i.t.Error(err)
 	}
-}
-
-func tail(text string, lines int) string {
-	all := strings.Split(text, "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // Command is the binary with the instance's flags.
@@ -138,7 +146,12 @@ func (i *Instance) Command(ctx context.Context, args ...string) *exec.Cmd {
 // can be read from out.
 func (i *Instance) Start(args ...string) (out io.ReadCloser) {
 	i.t.Helper()
-	i.Keeper = i.Command(context.Background(), args...)
+	return i.StartCommand(i.Command(context.Background(), args...))
+}
+
+// StartCommand is Start for a command of the test's own, which becomes the keeper.
+func (i *Instance) StartCommand(cmd *exec.Cmd) (out io.ReadCloser) {
+	i.t.Helper()
 	log, err := os.OpenFile(string(i.Log), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		i.t.Fatal(err)
@@ -152,18 +165,29 @@ func (i *Instance) Start(args ...string) (out io.ReadCloser) {
 			i.t.Error(err)
 		}
 	})
-	i.Keeper.Stdout, i.Keeper.Stderr = w, log
-	if err := errors.Join(i.Keeper.Start(), w.Close(), log.Close()); err != nil {
-		i.t.Fatal(err)
+	cmd.Stdout, cmd.Stderr = w, log
+	if i.Deaf {
+		cmd.Stderr = w
 	}
-	i.Ended = make(chan struct{})
-	go func(cmd *exec.Cmd, ended chan struct{}) {
+	if i.Terminal != nil {
+		cmd.Stdin = i.Terminal
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+	}
+	started := cmd.Start()
+	if err := errors.Join(started, w.Close(), log.Close()); started != nil {
+		i.t.Fatal(err)
+	} else if err != nil {
+		i.t.Error(err)
+	}
+	ended := make(chan struct{})
+	i.Keeper, i.Ended = cmd, ended
+	go func() {
 		defer close(ended)
 		var exit *exec.ExitError // the state says how it ended
 		if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
 			i.t.Errorf("wait for the keeper: %v", err)
 		}
-	}(i.Keeper, i.Ended)
+	}()
 	return r
 }
 
@@ -260,9 +284,10 @@ func (i *Instance) Status() control.Status {
 
 // Worker is the worker that runs below the keeper now, 0: none. A keeper that
 // upgrades has another child for a moment.
-func (i *Instance) Worker() int { return workerOf(i.Keeper.Process.Pid) }
+func (i *Instance) Worker() int { return WorkerOf(i.Keeper.Process.Pid) }
 
-func workerOf(keeper int) int {
+// WorkerOf is Worker for any keeper.
+func WorkerOf(keeper int) int {
 	for _, pid := range ChildrenOf(keeper) {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err == nil && strings.HasSuffix(string(line), "\x00worker\x00") {

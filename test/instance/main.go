@@ -76,6 +76,19 @@ func Dir(t testing.TB) string {
 	return dir
 }
 
+// Shared is a file that all tests of this run have, and none changes. What makes
+// it is called once.
+func Shared(t testing.TB, name string, make func(path string) error) string {
+	t.Helper()
+	path := filepath.Join(place.dir, "shared-"+name)
+	if _, err := os.Stat(path); err != nil {
+		if err := errors.Join(make(path+".new"), os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
 // Rand returns random choices whose seed is in the log.
 func Rand(t testing.TB) *rand.Rand {
 	t.Helper()
