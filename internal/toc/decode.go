@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -32,19 +33,53 @@ func Decode(r io.Reader) (*TOC, error) {
 	return t, nil
 }
 
-func decode(data []byte) (*TOC, error) {
-	const head = len(encodingMagic) + 4
-	if len(data) < head+4 || string(data[:len(encodingMagic)]) != encodingMagic {
-		return nil, fmt.Errorf("no magic number: %w", ErrInvalid)
+// Check reads an encoded TOC from r to its end and tells whether it is what Encode
+// wrote: ErrInvalid where it is not. It takes little beside Decode.
+func Check(r io.Reader) error {
+	head := make([]byte, headSize+4)
+	n, err := io.ReadFull(r, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("check table of contents: %w", err)
+	}
+	if err := checkHead(head[:n]); err != nil {
+		return fmt.Errorf("check table of contents: %w", err)
+	}
+	sum := crc32.New(castagnoli())
+	sum.Write(head)
+	if _, err := io.CopyBuffer(sum, r, make([]byte, 64<<10)); err != nil {
+		return fmt.Errorf("check table of contents: %w", err)
+	}
+	// The sum over bytes and their own sum is the same for all bytes, also for none,
+	// whose sum is zero.
+	if sum.Sum32() != crc32.Checksum(make([]byte, 4), castagnoli()) {
+		return fmt.Errorf("check table of contents: wrong checksum: %w", ErrInvalid)
+	}
+	return nil
+}
+
+// headSize is the size of the magic and the version.
+const headSize = len(encodingMagic) + 4
+
+// checkHead looks at the start of an encoding, which has a checksum at least.
+func checkHead(data []byte) error {
+	if len(data) < headSize+4 || string(data[:len(encodingMagic)]) != encodingMagic {
+		return fmt.Errorf("no magic number: %w", ErrInvalid)
 	}
 	if v := binary.LittleEndian.Uint32(data[len(encodingMagic):]); v != encodingVersion {
-		return nil, fmt.Errorf("version %d, only %d is known: %w", v, encodingVersion, ErrInvalid)
+		return fmt.Errorf("version %d, only %d is known: %w", v, encodingVersion, ErrInvalid)
+	}
+	return nil
+}
+
+func decode(data []byte) (*TOC, error) {
+	if err := checkHead(data); err != nil {
+		return nil, err
 	}
 	body := data[:len(data)-4]
 	if crc32.Checksum(body, castagnoli()) != binary.LittleEndian.Uint32(data[len(body):]) {
 		return nil, fmt.Errorf("wrong checksum: %w", ErrInvalid)
 	}
-	d := decoder{data: body[head:]}
+	d := decoder{data: body[headSize:]}
 	t := &TOC{BlobSize: d.size()}
 	entries, xattrs, chunks := d.count(9), d.count(2), d.count(5)
 	if d.bad || entries > MaxEntries || chunks > MaxEntries {

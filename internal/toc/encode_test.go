@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"reflect"
 	"slices"
 	"strings"
@@ -75,17 +76,37 @@ func TestDamagedEncodingIsRefused(t *testing.T) {
 			if _, err := toc.Decode(bytes.NewReader(wrong)); !errors.Is(err, toc.ErrInvalid) {
 				t.Fatalf("byte %d: %v", i, err)
 			}
+			if err := toc.Check(bytes.NewReader(wrong)); !errors.Is(err, toc.ErrInvalid) {
+				t.Fatalf("check, byte %d: %v", i, err)
+			}
 		}
 		if _, err := toc.Decode(bytes.NewReader(b[:i])); !errors.Is(err, toc.ErrInvalid) {
 			t.Fatalf("%d bytes: %v", i, err)
 		}
+		if err := toc.Check(bytes.NewReader(b[:i])); !errors.Is(err, toc.ErrInvalid) {
+			t.Fatalf("check, %d bytes: %v", i, err)
+		}
 	}
-	if _, err := toc.Decode(bytes.NewReader(append(slices.Clone(b), 0))); !errors.Is(err, toc.ErrInvalid) {
+	for name, r := range map[string]io.Reader{"whole": bytes.NewReader(b), "by bytes": iotest.OneByteReader(bytes.NewReader(b))} {
+		if err := toc.Check(r); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	more := append(slices.Clone(b), 0)
+	if _, err := toc.Decode(bytes.NewReader(more)); !errors.Is(err, toc.ErrInvalid) {
 		t.Errorf("a byte more: %v", err)
+	}
+	if err := toc.Check(bytes.NewReader(more)); !errors.Is(err, toc.ErrInvalid) {
+		t.Errorf("check, a byte more: %v", err)
 	}
 	errRead := errors.New("read error")
 	if _, err := toc.Decode(iotest.ErrReader(errRead)); !errors.Is(err, errRead) {
 		t.Errorf("%v", err)
+	}
+	for _, n := range []int{0, 20} {
+		if err := toc.Check(io.MultiReader(bytes.NewReader(b[:n]), iotest.ErrReader(errRead))); !errors.Is(err, errRead) {
+			t.Errorf("check, after %d bytes: %v", n, err)
+		}
 	}
 }
 

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-
-	"github.com/lacunafs/lacuna/internal/daemon/durable"
 )
 
 // askedDir is where it is kept what names meant.
@@ -38,5 +36,5 @@ func (l *Library) last(asked Asked) (*Plan, error) {
 
 // remember has last return the plan of that key.
 func (l *Library) remember(asked Asked, key string) error {
-	return durable.Replace(askedPath(l.dir, asked), func(w io.Writer) error { return seal(w, meaning{asked, key}) })
+	return replace(askedPath(l.dir, asked), func(w io.Writer) error { return seal(w, meaning{asked, key}) })
 }

@@ -72,11 +72,11 @@ func (j *Job) known(n int) (list []Layer) {
 // cached finds a layer of which all is there that preparing it would make.
 func (l *Library) cached(j *Job, n int) (p prepared, found bool) {
 	for _, layer := range j.known(n) {
-		t, verified, err := l.loadTOC(layer)
-		if err != nil || verified != layer.Verified {
+		t, head, err := l.loadTOC(layer.Device)
+		if err != nil || head.Verified != layer.Verified {
 			continue // none, or one that is read anew
 		}
-		layer.Size = t.DeviceSize()
+		layer.Size, layer.Why = t.DeviceSize(), head.Why
 		if layer.Format == Scanned && layer.Size > 0 && !exists(j.Root, layer) {
 			continue
 		}
@@ -88,11 +88,4 @@ func (l *Library) cached(j *Job, n int) (p prepared, found bool) {
 func exists(root *cache.Root, layer Layer) bool {
 	_, err := os.Stat(filepath.Join(root.Dir(), "objects", string(layer.Device[:2]), string(layer.Device), "data"))
 	return err == nil
-}
-
-// tocSuffix is how the name of a table of contents ends.
-const tocSuffix = ".toc"
-
-func (l *Library) tocPath(layer Layer) string {
-	return filepath.Join(l.dir, "layers", string(layer.Device)+tocSuffix)
 }

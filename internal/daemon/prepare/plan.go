@@ -72,6 +72,9 @@ type Layer struct {
 	// Verified: every byte of the device has a digest that follows from the
 	// manifest's.
 	Verified bool `json:"verified"`
+	// Why a layer was scanned that has a table of contents of its own; empty where
+	// it has none.
+	Why string `json:"why,omitempty"`
 }
 
 // Format is how a layer's table of contents is had.
@@ -136,7 +139,7 @@ func (l *Library) Load(key string) (*Plan, error) {
 // checkMetadata reads the filesystem image; ErrDamaged where it is not what was
 // written.
 func (p *Plan) checkMetadata() (err error) {
-	f, err := os.Open(p.Metadata)
+	f, err := openFile(p.Metadata)
 	if err != nil {
 		return fmt.Errorf("check image %s: %w", p.Key, err)
 	}
@@ -156,15 +159,25 @@ func (p *Plan) checkMetadata() (err error) {
 // what is mounted while the registry cannot be reached. An error: it was, and cannot be
 // mounted.
 func (l *Library) Find(asked Asked) (*Plan, error) {
-	p, err := l.last(asked)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(askedPath(l.dir, asked)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	p, err := l.last(asked)
 	if err == nil {
-		err = p.checkMetadata()
+		err = l.check(p)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// check reads what was kept of a plan: ErrDamaged where it is not what was written.
+func (l *Library) check(p *Plan) error {
+	for _, layer := range p.Layers {
+		if err := l.checkTOC(layer); err != nil {
+			return fmt.Errorf("check image %s: %w", p.Key, err)
+		}
+	}
+	return p.checkMetadata()
 }

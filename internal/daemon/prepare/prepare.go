@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/lacunafs/lacuna/internal/cache"
-	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/erofs"
 	"github.com/lacunafs/lacuna/internal/fetch/device"
 	"github.com/lacunafs/lacuna/internal/image"
@@ -108,7 +107,7 @@ func (l *Library) plan(ctx context.Context, j *Job, layers []prepared) (*Plan, e
 	if err != nil {
 		return nil, err
 	}
-	return p, durable.Replace(filepath.Join(filepath.Dir(p.Metadata), "plan.json"), func(w io.Writer) error { return seal(w, p) })
+	return p, replace(filepath.Join(filepath.Dir(p.Metadata), "plan.json"), func(w io.Writer) error { return seal(w, p) })
 }
 
 // isOf tells whether the plan is of that very image.
@@ -116,18 +115,16 @@ func (p *Plan) isOf(img *oci.Image) bool {
 	return p.Image.Ref == img.Ref && p.Image.Digest == img.Digest && len(p.Layers) == len(img.Layers)
 }
 
-// complete tells whether a plan can be mounted as it is: its filesystem image is
-// what was written, and layers that had to be downloaded are there.
+// complete tells whether a plan can be mounted as it is: its filesystem image and
+// tables of contents are what was written, and layers that had to be downloaded are
+// there.
 func (l *Library) complete(root *cache.Root, p *Plan) bool {
 	for _, layer := range p.Layers {
-		if _, err := os.Stat(l.tocPath(layer)); err != nil {
-			return false
-		}
 		if layer.Format == Scanned && layer.Size > 0 && !exists(root, layer) {
 			return false
 		}
 	}
-	return p.checkMetadata() == nil
+	return l.check(p) == nil
 }
 
 // layer finds a layer's table of contents, in the cache first. One layer is prepared
@@ -153,11 +150,15 @@ func (l *Library) layer(ctx context.Context, j *Job, n int) (prepared, error) {
 
 // read reads a layer's table of contents from the blob.
 func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (prepared, error) {
-	from := j.Image.Layers[n]
+	from, why := j.Image.Layers[n], ""
 	layer := &toc.Layer{Blob: blob, Annotations: from.Annotations}
 	for _, r := range readers() {
+		trust := r.trust(from.Annotations)
 		if source.IsSequential(blob) {
-			break
+			if trust != "" {
+				why = "the registry has no ranges"
+			}
+			continue
 		}
 		reading, err := r.read(ctx, layer)
 		if errors.Is(err, toc.ErrNotFormat) {
@@ -168,11 +169,14 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 		}
 		// Whether its chunks can be had as a device is found out here.
 		d, err := device.New(blob, reading.TOC, l.gate)
+		if errors.Is(err, device.ErrChunk) {
+			why = fmt.Sprintf("as %s: %v", r.format, err)
+			break
+		}
 		if err != nil {
 			return prepared{}, err
 		}
 		p := prepared{Layer: unverifiedLayer(j.Image, from, r.format, reading.Digest), toc: reading.TOC}
-		trust := r.trust(from.Annotations)
 		if p.Verified = trust != "" && reading.Verified && d.Verified(); p.Verified {
 			p.Layer = verifiedLayer(from, r.format, trust)
 		}
@@ -180,12 +184,13 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 		j.keeping.Go(func() error { return l.saveTOC(p) })
 		return p, nil
 	}
-	return l.download(ctx, j, n, blob)
+	return l.download(ctx, j, n, blob, why)
 }
 
 // download streams a layer once: its device is filled and its table of contents
-// made as it passes. The object gets its name when the digests are right.
-func (l *Library) download(ctx context.Context, j *Job, n int, blob source.Blob) (p prepared, err error) {
+// made as it passes. The object gets its name when the digests are right. why says
+// what its own table of contents could not be used for.
+func (l *Library) download(ctx context.Context, j *Job, n int, blob source.Blob, why string) (p prepared, err error) {
 	from := j.Image.Layers[n]
 	draft, err := j.Root.NewDraft()
 	if err != nil {
@@ -214,7 +219,7 @@ func (l *Library) download(ctx context.Context, j *Job, n int, blob source.Blob)
 	}
 	hideMarks(t, from.Annotations)
 	p = prepared{Layer: scannedLayer(from), toc: t}
-	p.Size = t.DeviceSize()
+	p.Size, p.Why = t.DeviceSize(), why
 	if place != p.Size {
 		return p, fmt.Errorf("internal error: files take %d bytes of a device of %d", place, p.Size)
 	}
@@ -291,12 +296,15 @@ func (l *Library) merge(j *Job, key string, layers []prepared) (*Plan, error) {
 	}
 	p.Devices, p.Files = merged.Layers, merged.Files
 	dir := filepath.Join(l.dir, "images", key)
+	if err := clearWay(dir, true); err != nil {
+		return nil, fmt.Errorf("keep the image: %w", err)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("keep the image: %w", err)
 	}
 	p.Metadata = filepath.Join(dir, "metadata.erofs")
 	sum := summing{sum: sha256.New()}
-	err = durable.Replace(p.Metadata, func(w io.Writer) error {
+	err = replace(p.Metadata, func(w io.Writer) error {
 		sum.to = w
 		return erofs.Write(&sum, merged.Image)
 	})

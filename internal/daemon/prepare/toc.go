@@ -1,7 +1,6 @@
 package prepare
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -10,57 +9,19 @@ import (
 	"sync"
 
 	"github.com/lacunafs/lacuna/internal/cache"
-	"github.com/lacunafs/lacuna/internal/daemon/durable"
 	"github.com/lacunafs/lacuna/internal/fetch/device"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/toc"
 )
 
-// Before a table of contents stands whether all of its device has digests that
-// follow from the manifest's.
-const (
-	tocVerified   = 'v'
-	tocUnverified = 'u'
-)
-
-// saveTOC keeps a layer's table of contents.
-func (l *Library) saveTOC(p prepared) error {
-	return durable.Replace(l.tocPath(p.Layer), func(w io.Writer) error {
-		mark := []byte{tocUnverified}
-		if p.Verified {
-			mark[0] = tocVerified
-		}
-		if _, err := w.Write(mark); err != nil {
-			return err
-		}
-		return p.toc.Encode(w)
-	})
-}
-
-// loadTOC reads a table of contents that was kept.
-func (l *Library) loadTOC(layer Layer) (t *toc.TOC, verified bool, err error) {
-	f, err := os.Open(l.tocPath(layer))
-	if err != nil {
-		return nil, false, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	r := bufio.NewReaderSize(f, 1<<20)
-	mark, err := r.ReadByte()
-	if err != nil || mark != tocVerified && mark != tocUnverified {
-		return nil, false, fmt.Errorf("read the table of contents of %s: %w", layer.Device.Short(), errors.Join(toc.ErrInvalid, err))
-	}
-	t, err = toc.Decode(r)
-	return t, mark == tocVerified, err
-}
-
 // Parts is what the cache root dir knows of the bytes of a layer's device, which
 // has size bytes; an error that wraps fs.ErrNotExist where it knows nothing.
 func Parts(dir string, id ondemand.ObjectID, size int64) ([]cache.Part, error) {
 	l := &Library{dir: dir}
-	t, _, err := l.loadTOC(Layer{Device: id})
+	t, _, err := l.loadTOC(id)
 	if err != nil {
-		return nil, fmt.Errorf("read the table of contents of %s: %w", id.Short(), err)
+		return nil, err
 	}
 	if t.DeviceSize() != size {
 		return nil, fmt.Errorf("the table of contents of %s is of %d bytes, not %d: %w", id.Short(), t.DeviceSize(), size, toc.ErrInvalid)
@@ -71,9 +32,9 @@ func Parts(dir string, id ondemand.ObjectID, size int64) ([]cache.Part, error) {
 // Files is where the files of a plan's layer that are not empty lie in its device,
 // in order.
 func (l *Library) Files(layer Layer) ([]ondemand.Range, error) {
-	t, _, err := l.loadTOC(layer)
+	t, _, err := l.loadTOC(layer.Device)
 	if err != nil {
-		return nil, fmt.Errorf("read the table of contents of %s: %w", layer.Device.Short(), err)
+		return nil, err
 	}
 	var files []ondemand.Range
 	places := t.Places()
@@ -89,9 +50,9 @@ func (l *Library) Files(layer Layer) ([]ondemand.Range, error) {
 // and the table of contents are needed only when something is fetched.
 func (l *Library) Device(layer Layer, blob func() (source.Blob, error)) source.Blob {
 	return &lazy{size: layer.Size, open: func() (*device.Blob, error) {
-		t, _, err := l.loadTOC(layer)
+		t, _, err := l.loadTOC(layer.Device)
 		if err != nil {
-			return nil, fmt.Errorf("read the table of contents of %s: %w", layer.Device.Short(), err)
+			return nil, err
 		}
 		if t.DeviceSize() != layer.Size {
 			return nil, fmt.Errorf("device %s: %d bytes, not %d: %w", layer.Device.Short(), t.DeviceSize(), layer.Size, toc.ErrInvalid)

@@ -33,6 +33,9 @@ const Version = 1
 // until their digest is known. Builders make chunks of up to 4 MiB, or 10 on request.
 const MaxChunk = 16 << 20
 
+// ErrChunk: a chunk is larger than MaxChunk. The layer can be read whole.
+var ErrChunk = errors.New("chunk too large to be fetched alone")
+
 // gateBytes is what a gate lets through: it is at least MaxChunk, so that every
 // chunk gets its turn.
 const gateBytes = 64 << 20
@@ -124,7 +127,7 @@ func Parts(t *toc.TOC) ([]cache.Part, error) {
 func newPart(place int64, c toc.Chunk) (part, error) {
 	p := part{off: place + c.Off, len: c.Len, blobOff: c.BlobOff, blobLen: c.BlobLen, inner: c.Inner, codec: c.Codec}
 	if c.Len > MaxChunk {
-		return p, fmt.Errorf("chunk of %d bytes: %w", c.Len, toc.ErrLimit)
+		return p, fmt.Errorf("chunk of %d bytes, at most %d are decoded: %w: %w", c.Len, MaxChunk, ErrChunk, toc.ErrLimit)
 	}
 	if c.Digest == "" {
 		return p, nil
