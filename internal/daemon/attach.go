@@ -107,16 +107,7 @@ func (i *Instance) claim(file string) (string, error) {
 	if rel, err := filepath.Rel(i.root.Dir(), path); err == nil && !strings.HasPrefix(rel, "..") {
 		return "", refuse(control.ExitUsage, "choose a place outside of it", "attach %s: it lies in the cache root %s", file, i.root.Dir())
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.stopping {
-		return "", errStopping()
-	}
-	if err := i.takenLocked("attach", path); err != nil {
-		return "", err
-	}
-	i.files[path] = &attachedFile{}
-	return path, nil
+	return path, i.named(i.reserve("attach", path, func() { i.files[path] = &attachedFile{} }))
 }
 
 // refuseOwn refuses a source that this instance serves itself: its own reads are
@@ -219,11 +210,11 @@ func (i *Instance) attachLocked(rec record, where origin, blob source.Blob, sha 
 		return err
 	}
 	undo = append(undo, func() error { return i.releaseLocked(object, rec.Forget || object.cached.Present() == 0) })
-	fs, err := i.makeFilesystem(&rec, object)
+	shown, err := i.makeFilesystem(&rec, object)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, fs.Close()) }()
+	defer func() { err = errors.Join(err, shown.Close()) }()
 	if err := i.records.put(rec); err != nil {
 		return err
 	}
@@ -234,7 +225,7 @@ func (i *Instance) attachLocked(rec record, where origin, blob source.Blob, sha 
 		}
 		undo = append(undo, func() error { return os.Remove(rec.Path) })
 	}
-	if err := i.showFile(fs, rec.Path); err != nil {
+	if err := i.showFile(shown, rec.Path); err != nil {
 		return err
 	}
 	i.files[rec.Path] = &attachedFile{record: rec, object: object}
@@ -252,12 +243,12 @@ func (i *Instance) makeFilesystem(rec *record, object *servedObject) (*mount.Fil
 	if object.cached.Size() > 0 {
 		e.Devices = []string{object.cached.DataPath()}
 	}
-	fs, err := e.Make()
+	made, err := e.Make()
 	if err != nil {
 		return nil, err
 	}
-	rec.Superblock, rec.Device = fs.Superblock, fs.Device
-	return fs, nil
+	rec.Superblock, rec.Device = made.Superblock, made.Device
+	return made, nil
 }
 
 func makePlaceholder(path string) error {

@@ -35,6 +35,11 @@ func namesOf(dir string) bindNames {
 
 // Bind serves a directory of hollow files to the daemon that opens the devnode.
 func (i *Instance) Bind(_ context.Context, q control.BindRequest) (control.BindReply, error) {
+	reply, err := i.bind(q)
+	return reply, i.named(err)
+}
+
+func (i *Instance) bind(q control.BindRequest) (control.BindReply, error) {
 	var reply control.BindReply
 	dir, err := filepath.EvalSymlinks(q.Dir)
 	if err != nil {
@@ -190,18 +195,33 @@ func (i *Instance) detachObjects(objects []*devnode.Object) error {
 // files open. They are ordinary sparse files from then on.
 func (i *Instance) unbind(path string) error {
 	i.mu.Lock()
-	defer i.mu.Unlock()
 	b := i.bound[path]
-	if b == nil {
+	i.mu.Unlock()
+	var users []string
+	var err error
+	gone := b == nil
+	if !gone {
+		users, gone, err = i.boundUsers(b)
+	}
+	if gone {
 		return refuse(control.ExitError, "`lacuna status` lists what is bound", "%s is not bound", path)
 	}
-	users, err := i.boundUsers(b)
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", path, err)
 	}
 	if len(users) > 0 {
 		return refuse(control.ExitInUse, "let them close it, then detach again: without the mark its holes would read as zeros",
 			"detach %s: in use: %s", path, some(users))
+	}
+	return i.unbindOnce(b)
+}
+
+// unbindOnce is unbindLocked, unless another command was faster.
+func (i *Instance) unbindOnce(b *boundDir) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.bound[b.record.Path] != b {
+		return nil
 	}
 	return i.unbindLocked(b)
 }

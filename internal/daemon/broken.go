@@ -84,33 +84,56 @@ func (i *Instance) changeMark(path string, change func(group, file *sys.FD) erro
 
 // detachBroken takes down what cannot be served, unless somebody uses it. verb is
 // for messages.
-func (i *Instance) detachBroken(verb string, f *attachedFile) error {
-	path := f.record.Path
-	var err error
-	if f.record.Kind == kindBind {
-		err = i.dropBrokenBind(f.record)
+func (i *Instance) detachBroken(verb string, f *attachedFile) (err error) {
+	rec := f.record
+	drop := i.dropBrokenShownLocked
+	if rec.Kind == kindBind {
+		var left []standing
+		if left, err = boundLeft([]record{rec}, i.heldNow(), i.client.KeeperPID()); len(left) > 0 {
+			return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use: %s", rec.Path, left[0].users())
+		}
+		drop = i.dropBrokenBindLocked
 	} else {
-		err = i.dropBrokenAttach(verb, f)
+		err = rec.alone()
+	}
+	if err == nil {
+		i.mu.Lock()
+		if i.files[rec.Path] != f {
+			err = errors.New("another command has taken it down meanwhile")
+		} else if err = drop(f); err == nil {
+			delete(i.files, rec.Path)
+		}
+		i.mu.Unlock()
+	}
+	if errors.Is(err, syscall.EBUSY) {
+		return &inUseError{record: rec, hint: "let them close it, then " + verb + " again", text: verb + " " + rec.Path + ": in use"}
 	}
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", verb, path, err)
+		return fmt.Errorf("%s %s: %w", verb, rec.Path, err)
 	}
-	delete(i.files, path)
-	i.log.Info("detached", "file", path)
+	if rec.Kind == kindBind {
+		// The devnode listens until the keeper has closed it, too.
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := i.client.Barrier(ctx); err != nil {
+			i.report("letting go of the devnode "+rec.Devnode, err)
+		}
+	}
+	i.log.Info("detached", "file", rec.Path)
 	return nil
 }
 
-// dropBrokenAttach undoes an attach, or a mount, of which little is known but the
-// record.
-func (i *Instance) dropBrokenAttach(verb string, f *attachedFile) error {
+// dropBrokenShownLocked undoes an attach, or a mount, of which little is known but the
+// record; EBUSY, wrapped, where it is in use.
+func (i *Instance) dropBrokenShownLocked(f *attachedFile) error {
 	rec := f.record
-	err := rec.takeOff(true, false)
-	alive, e := rec.alive()
-	if errors.Is(err, syscall.EBUSY) || err == nil && alive {
-		return refuse(control.ExitInUse, "let them close it, then "+verb+" again", "%s %s: in use by %s", verb, rec.Path, rec.users(i.client.KeeperPID()))
-	}
-	if err := errors.Join(err, e); err != nil {
+	if err := rec.takeOff(false); err != nil {
 		return err
+	}
+	if alive, err := rec.alive(); err != nil {
+		return err
+	} else if alive {
+		return fmt.Errorf("%s is unmounted and still in use: %w", rec.Path, syscall.EBUSY)
 	}
 	if f.half != nil {
 		if err := i.releaseDevicesLocked(f.half); err != nil {
@@ -150,15 +173,9 @@ func (i *Instance) shownByOthers(path string) map[ondemand.ObjectID]bool {
 	return shown
 }
 
-// dropBrokenBind undoes a bind of which only the record is known.
-func (i *Instance) dropBrokenBind(rec record) error {
-	users, err := boundLeft([]record{rec}, i.held, i.client.KeeperPID())
-	if err != nil {
-		return err
-	}
-	if len(users) > 0 {
-		return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s", some(users))
-	}
+// dropBrokenBindLocked undoes a bind of which only the record is known.
+func (i *Instance) dropBrokenBindLocked(f *attachedFile) error {
+	rec := f.record
 	entries, err := os.ReadDir(rec.Path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -171,12 +188,5 @@ func (i *Instance) dropBrokenBind(rec record) error {
 			return err
 		}
 	}
-	err = errors.Join(i.unholdBind(rec.Path), i.records.remove(rec.Path))
-	// The devnode listens until the keeper has closed it, too.
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := i.client.Barrier(ctx); err != nil {
-		i.report("letting go of the devnode "+rec.Devnode, err)
-	}
-	return err
+	return errors.Join(i.unholdBind(rec.Path), i.records.remove(rec.Path))
 }

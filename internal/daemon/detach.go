@@ -42,8 +42,10 @@ func (i *Instance) detach(ctx context.Context, q control.DetachRequest) (err err
 		defer func() { err = errors.Join(err, whole.Close()) }()
 	}
 	i.mu.Lock()
-	defer i.mu.Unlock()
 	f, err := i.attachedLocked("detach", path)
+	// One that is complete may be mounted elsewhere: that goes on without us.
+	missing := err == nil && f.broken == nil && !f.object.served.Complete()
+	i.mu.Unlock()
 	if err != nil {
 		return err
 	}
@@ -53,15 +55,14 @@ func (i *Instance) detach(ctx context.Context, q control.DetachRequest) (err err
 	if whole != nil && f.object != object {
 		return refuse(control.ExitInUse, "detach it again", "detach %s: something else was attached there meanwhile", path)
 	}
-	if err := i.unmount(f); errors.Is(err, syscall.EBUSY) {
-		return &inUseError{record: f.record, hint: "let them close it, then detach again", text: "detach " + path + ": in use"}
-	} else if err != nil {
-		return fmt.Errorf("detach %s: %w", path, err)
+	if missing {
+		err = f.record.alone()
 	}
-	err = i.forgetLocked(f)
-	if whole != nil {
-		delete(i.covered, path) // it takes the place of what was made there
-		err = errors.Join(err, place(whole, path), i.records.remove(path))
+	if err == nil {
+		err = i.takeOffFile(f, whole)
+	}
+	if errors.Is(err, syscall.EBUSY) {
+		return &inUseError{record: f.record, hint: "let them close it, then detach again", text: "detach " + path + ": in use"}
 	}
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", path, err)
@@ -70,13 +71,26 @@ func (i *Instance) detach(ctx context.Context, q control.DetachRequest) (err err
 	return nil
 }
 
-// unmount takes the file's mount away; EBUSY, wrapped, where it is in use. One
-// that is complete may be mounted elsewhere: that goes on without us.
-func (i *Instance) unmount(f *attachedFile) error {
-	if f.leaving {
-		return fmt.Errorf("%s is detached and still open: %w", f.record.Path, syscall.EBUSY)
+// takeOffFile unmounts f, and puts whole in its place where it is not nil.
+func (i *Instance) takeOffFile(f *attachedFile, whole *os.File) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	path := f.record.Path
+	if i.files[path] != f {
+		return errors.New("another command has detached it meanwhile")
 	}
-	return f.record.takeOff(!f.object.served.Complete(), false)
+	if f.leaving {
+		return fmt.Errorf("%s is detached and still open: %w", path, syscall.EBUSY)
+	}
+	if err := f.record.takeOff(false); err != nil {
+		return err
+	}
+	err := i.forgetLocked(f)
+	if whole != nil {
+		delete(i.covered, path) // it takes the place of what was made there
+		err = errors.Join(err, place(whole, path), i.records.remove(path))
+	}
+	return err
 }
 
 func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {

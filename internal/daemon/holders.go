@@ -22,8 +22,25 @@ import (
 // the moment on when the mark goes, so it stays until nobody has. The external
 // daemon, which has them open to write, does not count.
 
-// boundUsers tells who has incomplete files of the directory open or mapped.
-func (i *Instance) boundUsers(b *boundDir) ([]string, error) {
+// boundUsers tells who has incomplete files of the directory open or mapped. It looks
+// into all processes, so mu is not held; gone: the directory is not bound any more.
+func (i *Instance) boundUsers(b *boundDir) (users []string, gone bool, err error) {
+	i.mu.Lock()
+	gone = i.bound[b.record.Path] != b
+	var files map[sys.Inode]string
+	if !gone { // its files are open, and stay so while mu is held
+		files, err = b.incomplete()
+	}
+	i.mu.Unlock()
+	if gone || err != nil {
+		return nil, gone, err
+	}
+	users, err = holders(files, b.server.IsDaemon, i.client.KeeperPID())
+	return users, false, err
+}
+
+// incomplete are the directory's files of which something is missing, by name.
+func (b *boundDir) incomplete() (map[sys.Inode]string, error) {
 	files := make(map[sys.Inode]string)
 	for _, o := range b.dir.Objects() {
 		if o.Complete() {
@@ -35,13 +52,13 @@ func (i *Instance) boundUsers(b *boundDir) ([]string, error) {
 		}
 		files[inode] = o.Leaf()
 	}
-	return holders(files, b.server.IsDaemon, i.client.KeeperPID())
+	return files, nil
 }
 
 // boundLeft is boundUsers for the recorded directories that nobody serves: what
 // is incomplete is told by holes, and who the daemon is by its connection, if
 // that is held.
-func boundLeft(list []record, held keeper.Held, except ...int) (left []string, err error) {
+func boundLeft(list []record, held keeper.Held, except ...int) (left []standing, err error) {
 	var errs []error
 	for _, rec := range list {
 		if rec.Kind != kindBind {
@@ -59,8 +76,8 @@ func boundLeft(list []record, held keeper.Held, except ...int) (left []string, e
 		}
 		users, err := holders(files, isDaemon, except...)
 		errs = append(errs, err)
-		for _, u := range users {
-			left = append(left, rec.Path+": "+u)
+		if len(users) > 0 {
+			left = append(left, standing{rec.Path, func() string { return some(users) }})
 		}
 	}
 	return left, errors.Join(errs...)

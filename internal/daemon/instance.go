@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"sync"
 	"time"
@@ -20,7 +21,6 @@ import (
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/ondemand/fanotify"
 	"github.com/lacunafs/lacuna/internal/source"
-	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/source/trace"
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -81,9 +81,9 @@ type servedObject struct {
 	served *fetch.Object
 	blob   source.Blob
 	origin origin
-	asked  source.Blob // what is under blob and counts its requests
-	image  *oci.Image  // that asked is a layer of; nil: of none
-	files  int         // attached files that show it, or mounts
+	asked  source.Blob  // what is under blob and counts its requests
+	layer  *servedLayer // of a layer's device: the images that it is read through
+	files  int          // attached files that show it, or mounts
 	// set and tally are of a device of files.
 	set   *fileset.Set
 	tally *trace.Tally
@@ -243,6 +243,13 @@ func (i *Instance) unhold(name string) error {
 		err = errors.Join(err, fd.Close())
 	}
 	return err
+}
+
+// heldNow is what the keeper has had for us from the start on and still has.
+func (i *Instance) heldNow() keeper.Held {
+	i.holdMu.Lock()
+	defer i.holdMu.Unlock()
+	return maps.Clone(i.held)
 }
 
 // openRoot opens the cache and has the keeper hold its lock.

@@ -20,29 +20,34 @@ func (i *Instance) claimDir(dir string) (string, error) {
 	if rel, err := filepath.Rel(i.root.Dir(), path); err == nil && !strings.HasPrefix(rel, "..") {
 		return "", refuse(control.ExitUsage, "choose a place outside of it", "mount %s: it lies in the cache root %s", dir, i.root.Dir())
 	}
+	return path, i.named(i.reserve("mount", path, func() { i.mounts[path] = &mountedImage{} }))
+}
+
+// reserve has take reserve a path where nothing is. Its error is for named.
+func (i *Instance) reserve(verb, path string, take func()) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.stopping {
-		return "", errStopping()
+		return errStopping()
 	}
-	if err := i.takenLocked("mount", path); err != nil {
-		return "", err
+	if err := i.takenLocked(verb, path); err != nil {
+		return err
 	}
-	i.mounts[path] = &mountedImage{}
-	return path, nil
+	take()
+	return nil
 }
 
 // takenLocked refuses a path where something is already, or is about to be: one
-// path has one record.
+// path has one record. Some of its errors are for named.
 func (i *Instance) takenLocked(verb, path string) error {
 	m, f := i.mounts[path], i.files[path]
 	switch {
 	case m != nil && m.leaving:
-		return refuse(control.ExitInUse, "let them close it, or choose another place",
-			"%s %s: what was mounted there is unmounted, and still in use by %s", verb, path, m.record.users(i.client.KeeperPID()))
+		return &inUseError{record: m.record, hint: "let them close it, or choose another place",
+			text: verb + " " + path + ": what was mounted there is unmounted, and still in use"}
 	case f != nil && f.leaving:
-		return refuse(control.ExitInUse, "let them close it, or choose another place",
-			"%s %s: what was attached there is detached, and still in use by %s", verb, path, f.record.users(i.client.KeeperPID()))
+		return &inUseError{record: f.record, hint: "let them close it, or choose another place",
+			text: verb + " " + path + ": what was attached there is detached, and still in use"}
 	case m != nil:
 		return refuse(control.ExitInUse, "`lacuna umount` it first", "%s %s: an image is mounted there", verb, path)
 	case f != nil && f.broken != nil && f.record.Kind == kindMount:

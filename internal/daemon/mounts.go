@@ -99,6 +99,9 @@ func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oc
 	// What follows is done with mu held, and asks the registry nothing.
 	img.AssumeRanges(plan.Sequential)
 	for n, l := range plan.Layers {
+		if l.Why != "" {
+			notes = append(notes, fmt.Sprintf("layer %d (%s) is downloaded whole: %s", n+1, shortDigest(img.Layers[n].Digest.String()), l.Why))
+		}
 		if !l.Verified {
 			notes = append(notes, fmt.Sprintf("layer %d (%s, %s) has no digests that follow from the manifest: its data cannot be verified", n+1, shortDigest(img.Layers[n].Digest.String()), l.Format))
 		}
@@ -139,12 +142,12 @@ func (i *Instance) mountLocked(ctx context.Context, m *mountedImage) (err error)
 	for _, o := range m.devices {
 		e.Devices = append(e.Devices, o.cached.DataPath())
 	}
-	fs, err := e.Make()
+	made, err := e.Make()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, fs.Close()) }()
-	m.record.Superblock, m.record.Device = fs.Superblock, fs.Device
+	defer func() { err = errors.Join(err, made.Close()) }()
+	m.record.Superblock, m.record.Device = made.Superblock, made.Device
 	if err := i.records.put(m.record); err != nil {
 		return err
 	}
@@ -155,7 +158,7 @@ func (i *Instance) mountLocked(ctx context.Context, m *mountedImage) (err error)
 		}
 		undo = append(undo, func() error { return os.Remove(rec.Path) })
 	}
-	if err := fs.MoveTo(rec.Path); err != nil {
+	if err := made.MoveTo(rec.Path); err != nil {
 		return err
 	}
 	i.mounts[rec.Path] = m
@@ -181,21 +184,51 @@ func (i *Instance) umount(q control.UmountRequest) error {
 		return err
 	}
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	if f := i.files[path]; f != nil && f.broken != nil && f.record.Kind == kindMount {
+	f := i.files[path]
+	m, err := i.mountedLocked(path)
+	missing := err == nil && !m.complete()
+	i.mu.Unlock()
+	if f != nil && f.broken != nil && f.record.Kind == kindMount {
 		return i.detachBroken("umount", f)
 	}
+	if err != nil {
+		return err
+	}
+	if missing && !q.Lazy {
+		err = m.record.alone()
+	}
+	if err == nil {
+		err = i.takeOffMount(m, q.Lazy)
+	}
+	if errors.Is(err, syscall.EBUSY) {
+		return &inUseError{record: m.record, hint: "let them close it, or `lacuna umount --lazy`", text: "umount " + path + ": in use"}
+	}
+	return err
+}
+
+// mountedLocked is what is mounted on path.
+func (i *Instance) mountedLocked(path string) (*mountedImage, error) {
 	m := i.mounts[path]
 	if m == nil || m.metadata() == "" {
-		return refuse(control.ExitError, "`lacuna status` lists what is mounted", "umount %s: nothing is mounted there", path)
+		return nil, refuse(control.ExitError, "`lacuna status` lists what is mounted", "umount %s: nothing is mounted there", path)
 	}
 	if m.leaving {
-		return &inUseError{record: m.record, hint: "let them close it", text: "umount " + path + ": it is unmounted, and still in use"}
+		return nil, &inUseError{record: m.record, hint: "let them close it", text: "umount " + path + ": it is unmounted, and still in use"}
 	}
-	if err := m.record.takeOff(!q.Lazy && !m.complete(), q.Lazy); errors.Is(err, syscall.EBUSY) {
-		return &inUseError{record: m.record, hint: "let them close it, or `lacuna umount --lazy`", text: "umount " + path + ": in use"}
-	} else if err != nil {
-		return fmt.Errorf("umount %s: %w", path, err)
+	return m, nil
+}
+
+// takeOffMount unmounts m, unless another command has meanwhile.
+func (i *Instance) takeOffMount(m *mountedImage, lazy bool) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if now, err := i.mountedLocked(m.record.Path); err != nil {
+		return err
+	} else if now != m {
+		return refuse(control.ExitInUse, "umount it again", "umount %s: something else was mounted there meanwhile", m.record.Path)
+	}
+	if err := m.record.takeOff(lazy); err != nil {
+		return fmt.Errorf("umount %s: %w", m.record.Path, err)
 	}
 	return i.forgetMountLocked(m)
 }

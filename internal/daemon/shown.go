@@ -40,10 +40,9 @@ func (rec *record) alive() (bool, error) {
 	return mount.Alive(rec.Superblock)
 }
 
-// takeOff takes the record's mount away; EBUSY, wrapped, where it is in use. With
-// alone it is also in use where it is mounted elsewhere. Where somebody else has
-// unmounted it that is no error.
-func (rec *record) takeOff(alone, lazy bool) error {
+// takeOff takes the record's mount away; EBUSY, wrapped, where it is in use. Where
+// somebody else has unmounted it that is no error.
+func (rec *record) takeOff(lazy bool) error {
 	mounts, err := mount.List()
 	if err != nil {
 		return err
@@ -52,28 +51,41 @@ func (rec *record) takeOff(alone, lazy bool) error {
 	if mounted && !rec.shows(m) {
 		return fmt.Errorf("something else is mounted over %s: %w", rec.Path, syscall.EBUSY)
 	}
-	if alone {
-		others, err := rec.elsewhere(mounts)
-		if err != nil {
-			return err
-		}
-		if len(others) > 0 {
-			return fmt.Errorf("unmount %s: %w", rec.Path, syscall.EBUSY)
-		}
-	}
 	if !mounted {
 		return nil
 	}
 	return mount.Unmount(rec.Path, lazy)
 }
 
-// elsewhere is where the record's filesystem is mounted besides.
+// alone is an error that wraps EBUSY where the record's filesystem is shown elsewhere:
+// umount(2) does not find that busy. It looks at all processes, so mu is not held.
+// Who shows it elsewhere from then on is served on all the same: see alive.
+func (rec *record) alone() error {
+	mounts, err := mount.List()
+	if err != nil {
+		return err
+	}
+	others, err := rec.elsewhere(mounts)
+	if err != nil {
+		return err
+	}
+	if len(others) > 0 {
+		return fmt.Errorf("unmount %s: %w", rec.Path, syscall.EBUSY)
+	}
+	return nil
+}
+
+// elsewhere is where the record's filesystem is shown besides: at other mount points,
+// through overlays, in other mount namespaces.
 func (rec *record) elsewhere(mounts []mount.Mount) ([]string, error) {
 	var found []string
 	for _, m := range mounts {
 		if m.Point != rec.Path && rec.shows(m) {
 			found = append(found, "a mount of it at "+m.Point)
 		}
+	}
+	for _, point := range mount.Overlays(mounts, rec.Path) {
+		found = append(found, "an overlay at "+point)
 	}
 	users, err := mount.Elsewhere(rec.Device)
 	for _, u := range users {
@@ -82,7 +94,8 @@ func (rec *record) elsewhere(mounts []mount.Mount) ([]string, error) {
 	return found, err
 }
 
-// users names who uses the record's filesystem.
+// users names who uses the record's filesystem. It looks into all processes, so mu is
+// not held.
 func (rec *record) users(except ...int) string {
 	mounts, err := mount.List()
 	if err != nil {
@@ -114,7 +127,7 @@ func (rec *record) users(except ...int) string {
 		}
 	}
 	if len(found) == 0 {
-		return "a process that is not visible here"
+		return "somebody who is not visible here, such as an overlay in another mount namespace"
 	}
 	return some(found)
 }
@@ -157,13 +170,13 @@ func isOwnMount(m mount.Mount, root string) bool {
 const stepDir = "step-"
 
 // showFile mounts the one file of the filesystem at path.
-func (i *Instance) showFile(fs *mount.Filesystem, path string) (err error) {
+func (i *Instance) showFile(shown *mount.Filesystem, path string) (err error) {
 	step, err := os.MkdirTemp(i.root.Dir(), stepDir)
 	if err != nil {
 		return fmt.Errorf("make a directory to mount on: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.Remove(step)) }()
-	if err := fs.MoveTo(step); err != nil {
+	if err := shown.MoveTo(step); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, mount.Unmount(step, true)) }()

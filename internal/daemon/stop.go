@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -45,71 +47,105 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 			return err
 		}
 		for _, l := range left {
-			if !told[l] {
-				told[l] = true
-				i.log.Warn("waiting for what is in use", "what", l)
+			if !told[l.path] {
+				told[l.path] = true
+				i.log.Warn("waiting for what is in use", "path", l.path, "users", l.users())
 			}
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return errors.Join(err, i.leaveBound(), fmt.Errorf("still in use: %s: missing data is denied until that ends", strings.Join(left, "; ")))
+			return errors.Join(err, i.leaveBound(), stillUsed(left, ": missing data is denied until that ends"))
 		}
 	}
 }
 
+// standing is what cannot be taken down yet.
+type standing struct {
+	path string
+	// users names who uses it. It may look into all processes.
+	users func() string
+}
+
+// stillUsed is the error that says what stands.
+func stillUsed(left []standing, then string) error {
+	var all []string
+	for _, l := range left {
+		all = append(all, l.path+": "+l.users())
+	}
+	return fmt.Errorf("still in use: %s%s", strings.Join(all, "; "), then)
+}
+
 // takeDownAll takes down what can be, and tells what is in use. Where it is not
 // known that nothing else can be read, known is false.
-func (i *Instance) takeDownAll() (left []string, known bool, err error) {
+func (i *Instance) takeDownAll() (left []standing, known bool, err error) {
+	left, errs := i.takeDownBound()
+	shown, more := i.takeDownShown()
+	left, errs = append(left, shown...), append(errs, more...)
+	if len(left) > 0 {
+		return left, true, errors.Join(errs...)
+	}
+	// Nothing is served, and nobody begins to: mu is not needed for the rest.
+	left, err = takeDown(i.root.Dir(), i.heldNow(), i.client.KeeperPID())
+	return left, err == nil, errors.Join(append(errs, err)...)
+}
+
+// takeDownBound is takeDownAll for bound directories.
+func (i *Instance) takeDownBound() (left []standing, errs []error) {
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	var errs []error
-	for path, b := range i.bound {
-		users, err := i.boundUsers(b)
+	bound := slices.Collect(maps.Values(i.bound))
+	i.mu.Unlock()
+	for _, b := range bound {
+		users, gone, err := i.boundUsers(b)
+		if err != nil {
+			users = []string{err.Error()}
+		}
 		switch {
-		case err != nil:
-			left = append(left, fmt.Sprintf("%s: %v", path, err))
+		case gone:
 		case len(users) > 0:
-			left = append(left, fmt.Sprintf("%s: %s", path, some(users)))
+			left = append(left, standing{b.record.Path, func() string { return some(users) }})
 		default:
-			errs = append(errs, i.unbindLocked(b))
+			errs = append(errs, i.unbindOnce(b))
 		}
 	}
+	return left, errs
+}
+
+// takeDownShown is takeDownAll for what is attached or mounted.
+func (i *Instance) takeDownShown() (left []standing, errs []error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	for path, m := range i.mounts {
 		if m.metadata() == "" {
 			continue // its mount is going on, and fails
 		}
-		err := m.record.takeOff(false, false)
+		err := m.record.takeOff(false)
 		if err == nil {
 			err = i.forgetMountLocked(m)
 		}
-		left, errs = i.stillThere(left, errs, &m.record, err, i.mounts[path] != nil)
+		left, errs = i.stillThere(left, errs, m.record, err, i.mounts[path] != nil)
 	}
 	for path, f := range i.files {
 		if f.object == nil {
 			continue // its attach is going on, and fails; or takeDown finds it
 		}
-		err := f.record.takeOff(false, false)
+		err := f.record.takeOff(false)
 		if err == nil {
 			err = i.forgetLocked(f)
 		}
-		left, errs = i.stillThere(left, errs, &f.record, err, i.files[path] != nil)
+		left, errs = i.stillThere(left, errs, f.record, err, i.files[path] != nil)
 	}
-	if len(left) > 0 {
-		return left, true, errors.Join(errs...)
-	}
-	left, err = takeDown(i.root.Dir(), i.held, i.client.KeeperPID())
-	return left, err == nil, errors.Join(append(errs, err)...)
+	return left, errs
 }
 
 // stillThere adds to left what could not be taken off, or is not gone although it
 // was, and to errs what went wrong otherwise.
-func (i *Instance) stillThere(left []string, errs []error, rec *record, err error, there bool) ([]string, []error) {
+func (i *Instance) stillThere(left []standing, errs []error, rec record, err error, there bool) ([]standing, []error) {
 	switch {
 	case errors.Is(err, syscall.EBUSY) || err == nil && there:
-		left = append(left, fmt.Sprintf("%s by %s", rec.Path, rec.users(i.client.KeeperPID())))
+		left = append(left, standing{rec.Path, func() string { return rec.users(i.client.KeeperPID()) }})
 	case err != nil && there:
-		left = append(left, err.Error())
+		left = append(left, standing{rec.Path, func() string { return "somebody (" + err.Error() + ")" }})
 	case err != nil:
 		errs = append(errs, err)
 	}
@@ -134,7 +170,7 @@ func (i *Instance) leaveBound() error {
 func Leftovers(root string, held keeper.Held) error {
 	left, err := takeDown(root, held)
 	if len(left) > 0 {
-		err = errors.Join(err, fmt.Errorf("still in use: %s", strings.Join(left, "; ")))
+		err = errors.Join(err, stillUsed(left, ""))
 	}
 	return err
 }
@@ -143,7 +179,7 @@ func Leftovers(root string, held keeper.Held) error {
 // records say, and tells what could still read a hole. What cannot be undone
 // otherwise does not keep it from the rest. With an error it is not known what
 // stands.
-func takeDown(root string, held keeper.Held, except ...int) (left []string, err error) {
+func takeDown(root string, held keeper.Held, except ...int) (left []standing, err error) {
 	recs, err := (records{filepath.Join(root, "served")}).list()
 	if err != nil && len(recs) == 0 {
 		recs = nil // what cannot be read is told of at the start
@@ -161,7 +197,7 @@ func takeDown(root string, held keeper.Held, except ...int) (left []string, err 
 			continue
 		}
 		if err := mount.Unmount(m.Point, false); err != nil {
-			left = append(left, err.Error())
+			left = append(left, standing{m.Point, func() string { return "somebody (" + err.Error() + ")" }})
 		}
 	}
 	for _, rec := range recs {
@@ -170,7 +206,7 @@ func takeDown(root string, held keeper.Held, except ...int) (left []string, err 
 			return nil, err
 		}
 		if alive && !whole(root, rec) {
-			left = append(left, rec.Path+" by "+rec.users(except...))
+			left = append(left, standing{rec.Path, func() string { return rec.users(except...) }})
 		}
 	}
 	bound, err := boundLeft(recs, held, except...)

@@ -39,49 +39,49 @@ func oneFile(t testing.TB, dir string, content []byte) EROFS {
 func TestFilesystemLivesAsLongAsItIsUsed(t *testing.T) {
 	dir := t.TempDir()
 	content := bytes.Repeat([]byte("content"), 1000)
-	fs, err := oneFile(t, dir, content).Make()
+	made, err := oneFile(t, dir, content).Make()
 	ok(t, err)
 	target := filepath.Join(dir, "target")
 	ok(t, os.Mkdir(target, 0o700))
 	alive := func(want bool) {
 		t.Helper()
-		if is, err := Alive(fs.Superblock); err != nil || is != want {
+		if is, err := Alive(made.Superblock); err != nil || is != want {
 			t.Fatalf("alive: %v, %v; want %v", is, err, want)
 		}
 	}
 	alive(true)
-	ok(t, fs.MoveTo(target))
-	ok(t, fs.Close())
+	ok(t, made.MoveTo(target))
+	ok(t, made.Close())
 	mounted := true
 	t.Cleanup(func() {
 		if mounted {
 			ok(t, Unmount(target, true))
 		}
 	})
-	ahead, err := os.ReadFile(filepath.Join(bdiDir, fs.Superblock, "read_ahead_kb"))
+	ahead, err := os.ReadFile(filepath.Join(bdiDir, made.Superblock, "read_ahead_kb"))
 	if err != nil || strings.TrimSpace(string(ahead)) != "64" {
 		t.Errorf("read-ahead is %s: %v", ahead, err)
 	}
 	mounts, err := List()
 	ok(t, err)
 	m, found := At(mounts, target)
-	if !found || m.Type != "erofs" || m.Source != filepath.Join(dir, "image") || m.Device() != fs.Device {
-		t.Errorf("mounted: %v, %+v; its device is %d", found, m, fs.Device)
+	if !found || m.Type != "erofs" || m.Source != filepath.Join(dir, "image") || m.Device() != made.Device {
+		t.Errorf("mounted: %v, %+v; its device is %d", found, m, made.Device)
 	}
 	file := filepath.Join(target, "data")
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("read %d bytes, %v", len(got), err)
 	}
-	if st := inodeOfPath(t, file); st.Dev != fs.Device {
-		t.Errorf("a file is on device %d, not %d", st.Dev, fs.Device)
+	if st := inodeOfPath(t, file); st.Dev != made.Device {
+		t.Errorf("a file is on device %d, not %d", st.Dev, made.Device)
 	}
 	for _, how := range []string{"open", "map"} {
 		user, stop := startUser(t, how, file)
-		users, err := usersHere(fs.Device)
+		users, err := usersHere(made.Device)
 		if err != nil || len(users) != 1 || users[0].PID != user {
 			t.Errorf("%s: %v, %v, want %d", how, users, err, user)
 		}
-		if users, err := usersHere(fs.Device, user); err != nil || len(users) != 0 {
+		if users, err := usersHere(made.Device, user); err != nil || len(users) != 0 {
 			t.Errorf("%s, left out: %v, %v", how, users, err)
 		}
 		if err := Unmount(target, false); !errors.Is(err, syscall.EBUSY) {
@@ -93,12 +93,12 @@ func TestFilesystemLivesAsLongAsItIsUsed(t *testing.T) {
 	ok(t, Unmount(target, true))
 	mounted = false
 	alive(true)
-	if users, err := usersHere(fs.Device); err != nil || len(users) != 1 || users[0].PID != user {
+	if users, err := usersHere(made.Device); err != nil || len(users) != 1 || users[0].PID != user {
 		t.Errorf("without a mount: %v, %v", users, err)
 	}
 	stop()
 	for end := time.Now().Add(10 * time.Second); ; <-time.After(10 * time.Millisecond) {
-		if is, err := Alive(fs.Superblock); err == nil && !is {
+		if is, err := Alive(made.Superblock); err == nil && !is {
 			return
 		}
 		if time.Now().After(end) {
@@ -116,19 +116,19 @@ func usersHere(dev uint64, except ...int) ([]User, error) {
 
 func TestMountInAnotherNamespaceIsFound(t *testing.T) {
 	dir := t.TempDir()
-	fs, err := oneFile(t, dir, []byte("content")).Make()
+	made, err := oneFile(t, dir, []byte("content")).Make()
 	ok(t, err)
 	target := filepath.Join(dir, "target")
 	ok(t, os.Mkdir(target, 0o700))
-	ok(t, fs.MoveTo(target))
-	ok(t, fs.Close())
+	ok(t, made.MoveTo(target))
+	ok(t, made.Close())
 	t.Cleanup(func() { ok(t, Unmount(target, true)) })
 	own := filepath.Join(dir, "own")
 	ok(t, os.WriteFile(own, nil, 0o600))
 	user, stop := startUserElsewhere(t, own)
 	found := func(except ...int) bool {
 		t.Helper()
-		users, err := Elsewhere(fs.Device, except...)
+		users, err := Elsewhere(made.Device, except...)
 		ok(t, err)
 		return slices.ContainsFunc(users, func(u User) bool {
 			return u.PID == user && u.Elsewhere && strings.Contains(u.String(), "mount namespace")
@@ -147,10 +147,10 @@ func TestMountInAnotherNamespaceIsFound(t *testing.T) {
 func TestLongPathsAreTaken(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), strings.Repeat("a", 200), strings.Repeat("b", 200))
 	ok(t, os.MkdirAll(dir, 0o700))
-	fs, err := oneFile(t, dir, []byte("content")).Make()
+	made, err := oneFile(t, dir, []byte("content")).Make()
 	ok(t, err)
-	ok(t, fs.Close())
-	if is, err := Alive(fs.Superblock); err != nil || is {
+	ok(t, made.Close())
+	if is, err := Alive(made.Superblock); err != nil || is {
 		t.Errorf("it lives although nobody has it: %v, %v", is, err)
 	}
 }
@@ -159,13 +159,13 @@ func TestFilesystemsOfOneImageAreToldApart(t *testing.T) {
 	e := oneFile(t, t.TempDir(), []byte("content"))
 	blocks, devices := make(map[string]bool), make(map[uint64]bool)
 	for range 5 {
-		fs, err := e.Make()
+		made, err := e.Make()
 		ok(t, err)
-		defer func() { ok(t, fs.Close()) }()
-		if blocks[fs.Superblock] || devices[fs.Device] {
-			t.Errorf("%s, device %d, was made before", fs.Superblock, fs.Device)
+		defer func() { ok(t, made.Close()) }()
+		if blocks[made.Superblock] || devices[made.Device] {
+			t.Errorf("%s, device %d, was made before", made.Superblock, made.Device)
 		}
-		blocks[fs.Superblock], devices[fs.Device] = true, true
+		blocks[made.Superblock], devices[made.Device] = true, true
 	}
 }
 

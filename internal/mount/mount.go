@@ -25,6 +25,8 @@ type Mount struct {
 	Type string
 	// Source is what the filesystem was made of, such as a device.
 	Source string
+
+	options string // of the filesystem, with the kernel's escapes
 }
 
 // Device is st_dev of the files of the mount.
@@ -65,11 +67,11 @@ func parseLine(line string) (Mount, error) {
 	// Only the blank separates: other white space in a path stands for itself.
 	fields := strings.Split(head, " ")
 	kind, from, _ := strings.Cut(tail, " ")
-	from, _, _ = strings.Cut(from, " ")
+	from, options, _ := strings.Cut(from, " ")
 	if !ok || len(fields) < 6 || kind == "" {
 		return Mount{}, bad
 	}
-	m := Mount{Root: unescape(fields[3]), Point: unescape(fields[4]), Type: kind, Source: unescape(from)}
+	m := Mount{Root: unescape(fields[3]), Point: unescape(fields[4]), Type: kind, Source: unescape(from), options: options}
 	id, err1 := strconv.Atoi(fields[0])
 	parent, err2 := strconv.Atoi(fields[1])
 	major, minor, ok := strings.Cut(fields[2], ":")

@@ -37,7 +37,7 @@ func escape(s string) string {
 
 // line writes m as the kernel does, with optional fields.
 func line(m Mount, optional string) string {
-	return fmt.Sprintf("%d %d %d:%d %s %s rw,relatime%s - %s %s rw,x=y", m.ID, m.Parent, m.Major, m.Minor, escape(m.Root), escape(m.Point), optional, m.Type, escape(m.Source))
+	return fmt.Sprintf("%d %d %d:%d %s %s rw,relatime%s - %s %s %s", m.ID, m.Parent, m.Major, m.Minor, escape(m.Root), escape(m.Point), optional, m.Type, escape(m.Source), m.options)
 }
 
 func TestWhatTheKernelWritesIsRead(t *testing.T) {
@@ -50,7 +50,8 @@ func TestWhatTheKernelWritesIsRead(t *testing.T) {
 				ID: rapid.IntRange(0, 1<<30).Draw(t, "id"), Parent: rapid.IntRange(0, 1<<30).Draw(t, "parent"),
 				Major: rapid.Uint32().Draw(t, "major"), Minor: rapid.Uint32().Draw(t, "minor"),
 				Root: path.Draw(t, "root"), Point: path.Draw(t, "point"), Type: rapid.StringMatching(`[a-z0-9.]{1,8}`).Draw(t, "type"),
-				Source: rapid.OneOf(path, rapid.Just("none")).Draw(t, "source"),
+				Source:  rapid.OneOf(path, rapid.Just("none")).Draw(t, "source"),
+				options: "rw,x=y",
 			}
 			want = append(want, m)
 			optional := rapid.SampledFrom([]string{"", " master:1", " shared:3 master:4", " unbindable"}).Draw(t, "optional")
@@ -64,7 +65,7 @@ func TestWhatTheKernelWritesIsRead(t *testing.T) {
 }
 
 func TestLinesThatAreNotUnderstood(t *testing.T) {
-	good := line(Mount{ID: 1, Parent: 2, Root: "/", Point: "/x", Type: "ext4", Source: "none"}, "")
+	good := line(Mount{ID: 1, Parent: 2, Root: "/", Point: "/x", Type: "ext4", Source: "none", options: "rw,x=y"}, "")
 	if _, err := parse(strings.NewReader(good)); err != nil { // no newline at the end
 		t.Errorf("%s: %v", good, err)
 	}

@@ -37,7 +37,7 @@ func boundInForeground(t *testing.T, sizes map[string]int64) *bound {
 func (b *bound) wantStanding(h *holder, off int64) {
 	b.t.Helper()
 	_, err := b.Try("detach", b.hollow)
-	want := fmt.Sprintf("in use by process %d (e2e.test), which has the incomplete blob open", h.cmd.Process.Pid)
+	want := fmt.Sprintf("in use: process %d (e2e.test) has blob open, which is incomplete", h.cmd.Process.Pid)
 	if instance.ExitOf(err) != 6 || !strings.Contains(err.Error(), want) {
 		b.t.Fatalf("detach while blob is open: %v\nwant: %s", err, want)
 	}
