@@ -113,8 +113,9 @@ var rules = []rule{
 	{from: "cache/...", may: []string{"cache/...", "ondemand", "sys"}},
 	{from: "toc"},
 	{from: "toc/toctest", may: []string{"toc"}},
-	// jtoc is what two formats share.
-	{from: "toc/...", may: []string{"toc", "toc/jtoc"}},
+	// jtoc and pax are what two formats share each.
+	{from: "toc/soci", may: []string{"toc", "toc/pax", "zran"}, tests: []string{"toc/tarscan"}},
+	{from: "toc/...", may: []string{"toc", "toc/jtoc", "toc/pax"}},
 	{from: "zran"},
 	{from: "erofs"},
 	// The one place that sees sources and the cache together, below daemon.

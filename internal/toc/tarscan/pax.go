@@ -2,9 +2,7 @@ package tarscan
 
 import (
 	"bytes"
-	"encoding/base64"
 	"fmt"
-	"net/url"
 	"strconv"
 	"strings"
 
@@ -104,36 +102,4 @@ func parseTime(s string) (sec int64, nsec uint32, err error) {
 		return sec - 1, uint32(1e9 - n), nil
 	}
 	return sec, uint32(n), nil
-}
-
-// xattrs are the extended attributes: star's records, which everybody writes,
-// and libarchive's for those that star's do not name. ACLs come as the attributes
-// that the kernel has for them; the textual records (SCHILY.acl) are passed over, as
-// programs that unpack layers do.
-func (h *header) xattrs() ([]toc.Xattr, error) {
-	const star, libarchive = "SCHILY.xattr.", "LIBARCHIVE.xattr."
-	var out []toc.Xattr
-	for k, v := range h.pax {
-		if name, ok := strings.CutPrefix(k, star); ok {
-			out = append(out, toc.Xattr{Name: name, Value: v})
-			continue
-		}
-		coded, ok := strings.CutPrefix(k, libarchive)
-		if !ok {
-			continue
-		}
-		name, err := url.PathUnescape(coded)
-		if err != nil {
-			return nil, invalid("%.200q: extended attribute %.200q", h.name, k)
-		}
-		if _, named := h.pax[star+name]; named {
-			continue
-		}
-		raw, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))
-		if err != nil {
-			return nil, invalid("%.200q: extended attribute %.200q is not base64", h.name, k)
-		}
-		out = append(out, toc.Xattr{Name: name, Value: string(raw)})
-	}
-	return out, nil
 }

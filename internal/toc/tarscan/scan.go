@@ -24,6 +24,7 @@ import (
 	"math"
 
 	"github.com/lacunafs/lacuna/internal/toc"
+	"github.com/lacunafs/lacuna/internal/toc/pax"
 )
 
 // ChunkSize is the largest chunk that a file is cut into.
@@ -271,6 +272,8 @@ func (h *header) entry() (toc.Entry, error) {
 	}
 	e.UID, e.GID = uint32(h.uid), uint32(h.gid)
 	var err error
-	e.Xattrs, err = h.xattrs()
+	if e.Xattrs, err = pax.Xattrs(h.pax); err != nil {
+		err = fmt.Errorf("%.200q: %w", h.name, err)
+	}
 	return e, err
 }
