@@ -7,7 +7,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/control"
 )
 
-// layerText is what status says of a layer of a mounted image, in one or two lines.
+// layerText is what status says of a layer of a mounted image, in one to three lines.
 func layerText(l control.MountedLayer) string {
 	head := fmt.Sprintf("  layer     %.19s  %s: ", l.Digest, l.Format)
 	if l.Size == 0 {
@@ -19,6 +19,9 @@ func layerText(l control.MountedLayer) string {
 	}
 	if !l.Verified {
 		head += ", no digests"
+	}
+	if l.Why != "" {
+		head += "\n              read whole: " + l.Why
 	}
 	var told []string
 	if l.Hits+l.Misses > 0 {

@@ -16,6 +16,9 @@ func TestLayerText(t *testing.T) {
 		"  layer     sha256:0123456789ab  zstd:chunked: 0 B of 4.0 KiB, 0 of 1 file, no digests\n": {
 			Digest: digest, Format: "zstd:chunked", Size: 4096, Files: 1,
 		},
+		"  layer     sha256:0123456789ab  scanned: 4.0 KiB of 4.0 KiB, 1 of 1 file\n              read whole: as estargz: its reason\n": {
+			Digest: digest, Format: "scanned", Size: 4096, Present: 4096, Files: 1, FilesPresent: 1, Verified: true, Why: "as estargz: its reason",
+		},
 	} {
 		if got := layerText(l); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)

@@ -153,6 +153,8 @@ type MountedLayer struct {
 	Digest string `json:"digest,omitempty"`
 	// Format that its table of contents came from.
 	Format string `json:"format"`
+	// Why a layer was read whole that has a table of contents of its own.
+	Why string `json:"why,omitempty"`
 	// Object is that of its device; empty: it has no data.
 	Object   string `json:"object,omitempty"`
 	Size     int64  `json:"size"`

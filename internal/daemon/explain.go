@@ -11,6 +11,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/config"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/features"
 	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -118,6 +119,8 @@ func explain(err error) (hint string, exit control.Exit) {
 		return "the source has other bytes than the digest says: check --sha256 and the address", control.ExitCorrupt
 	case errors.Is(err, toc.ErrDigest):
 		return "the registry, or a mirror or proxy before it, has other bytes than the manifest says: ask who runs it", control.ExitCorrupt
+	case errors.Is(err, prepare.ErrDamaged):
+		return "mount it again when its registry answers: what is damaged is made anew", control.ExitCorrupt
 	case errors.Is(err, cache.ErrCorrupt):
 		return "`lacuna check --repair` forgets what is wrong, and it is fetched again", control.ExitCorrupt
 	case errors.Is(err, cache.ErrNoObject):

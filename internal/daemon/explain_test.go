@@ -12,6 +12,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/config"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/features"
 	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -39,6 +40,7 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		{"no EROFS", &features.UnsupportedError{Feature: features.ErofsFileMounts, Needs: "n"}, control.ExitNotSupported, "erofs module"},
 		{"bare no", features.ErrNotSupported, control.ExitNotSupported, "lacuna features"},
 		{"wrong digest", fetch.ErrDigest, control.ExitCorrupt, "--sha256"},
+		{"damaged", prepare.ErrDamaged, control.ExitCorrupt, "when its registry answers"},
 		{"corrupt", cache.ErrCorrupt, control.ExitCorrupt, "lacuna check --repair"},
 		{"no object", cache.ErrNoObject, control.ExitError, "lacuna check"},
 		{"several objects", cache.ErrAmbiguous, control.ExitError, "more of the key"},

@@ -19,7 +19,7 @@ func (i *Instance) mountedStatus(m *mountedImage, layers map[ondemand.ObjectID]c
 		served[o.cached.ID()] = o
 	}
 	for n, l := range m.plan.Layers {
-		s := control.MountedLayer{Digest: m.image.Layers[n].Digest.String(), Format: string(l.Format), Size: l.Size, Verified: l.Verified}
+		s := control.MountedLayer{Digest: m.image.Layers[n].Digest.String(), Format: string(l.Format), Why: l.Why, Size: l.Size, Verified: l.Verified}
 		if o := served[l.Device]; o != nil {
 			layers[l.Device] = countedLayer{o.cached, l}
 			s.Object, s.Present = string(l.Device), o.cached.Present()

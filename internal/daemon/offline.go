@@ -95,7 +95,7 @@ func PartsOf(root string, meta cache.Meta) (*[]cache.Part, error) {
 	default:
 		return nil, nil
 	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, toc.ErrInvalid) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, toc.ErrInvalid) || errors.Is(err, prepare.ErrDamaged) {
 		return nil, refuse(control.ExitError, "it is made anew when its "+from+" is mounted", "verify %s: %v", where.Name, err)
 	}
 	return &parts, err
