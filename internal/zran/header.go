@@ -60,7 +60,8 @@ func readHeader(br *bufio.Reader) error {
 		h.skipString()
 	}
 	if flags&flagHeaderCRC != 0 {
-		if want, got := uint16(h.crc), h.uint16(); h.err == nil && got != want {
+		want := uint16(h.crc)
+		if got := h.uint16(); h.err == nil && got != want {
 			return fmt.Errorf("%w: header checksum %#04x, computed %#04x", ErrCorrupt, got, want)
 		}
 	}
