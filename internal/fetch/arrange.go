@@ -268,15 +268,17 @@ func (o *Object) endAllUnwantedLocked(streams []*stream) {
 	}
 }
 
-// endUnwantedLocked ends s if nobody wants it and more than a little is left. One that
-// has not begun is not wanted by itself: who comes next begins it.
+// endUnwantedLocked ends s if nobody wants it and more than a little is left, or
+// anything where a Fill cannot return before. What the source has sent in any case
+// is not thrown away. One that has not begun is not wanted by itself: who comes
+// next begins it.
 func (o *Object) endUnwantedLocked(s *stream) {
 	switch {
 	case len(s.waiters) > 0 || s.unwanted || s.ended:
 	case s.queued:
 		o.endQueuedLocked(s)
 	case s.ahead != 0:
-	case s.end-s.paidLocked() > drain:
+	case s.end-s.paidLocked() > drain || s.abandoned && s.paidLocked() < s.end:
 		s.unwanted = true
 		s.cancel()
 	}

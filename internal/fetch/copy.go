@@ -156,11 +156,7 @@ func (s *stream) advance(off int64) {
 	s.object.mu.Lock()
 	defer s.object.mu.Unlock()
 	s.pos = off
-	for _, w := range s.waiters {
-		if s.object.cache.Has(w.r) {
-			w.wakeLocked()
-		}
-	}
+	s.wakePresentLocked()
 }
 
 // missingRun is the first run of missing blocks in r, which begins at a block.

@@ -34,6 +34,10 @@ func (o *Object) hydrate(ctx context.Context, progress func(present, total int64
 		return ondemand.ErrDetached
 	}
 	defer o.leave()
+	// It may wait for what requests of other objects hold.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(o.ctx, cancel)()
 	if progress == nil {
 		return o.hydrateAll(ctx)
 	}
@@ -52,7 +56,12 @@ func (o *Object) hydrate(ctx context.Context, progress func(present, total int64
 	}
 }
 
-func (o *Object) hydrateAll(ctx context.Context) error {
+func (o *Object) hydrateAll(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil && o.ctx.Err() != nil {
+			err = ondemand.ErrDetached
+		}
+	}()
 	if !o.ordered {
 		h := &hydration{object: o}
 		g, gctx := errgroup.WithContext(ctx)

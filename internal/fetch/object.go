@@ -168,17 +168,13 @@ func (o *Object) runOwn(w *waiter) {
 	s.run()
 }
 
-// abandon makes w wait for nothing and ends s unless somebody else waits for it,
-// also when little is left: w cannot return before. What the source has sent in
-// any case is not thrown away.
+// abandon makes w wait for nothing and has s end as soon as nobody else waits for
+// it.
 func (o *Object) abandon(w *waiter, s *stream) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	s.abandoned = true
 	o.forgetLocked(w)
-	if s.ahead == 0 && len(s.waiters) == 0 && !s.ended && s.cancel != nil && s.paidLocked() < s.end {
-		s.unwanted = true
-		s.cancel()
-	}
 }
 
 // arrangeFirst is arrange for a waiter that just came.

@@ -30,14 +30,16 @@ type stream struct {
 	queued   bool
 	unwanted bool // it ends soon without its blocks; nobody may join
 	ended    bool
-	waiters  []*waiter
-	slot     *ticket
-	memory   *ticket
-	told     time.Time // when goOn last looked; the stream's own
-	untold   int       // bytes that came since goOn last told; the stream's own
-	idle     time.Time // of an ordered blob: since when no reader waits; zero: one does
-	ctx      context.Context
-	cancel   context.CancelFunc
+	// abandoned: it runs on the goroutine of a Fill that is to return.
+	abandoned bool
+	waiters   []*waiter
+	slot      *ticket
+	memory    *ticket
+	told      time.Time // when goOn last looked; the stream's own
+	untold    int       // bytes that came since goOn last told; the stream's own
+	idle      time.Time // of an ordered blob: since when no reader waits; zero: one does
+	ctx       context.Context
+	cancel    context.CancelFunc
 }
 
 func (s *stream) rest() ondemand.Range { return ondemand.Range{Off: s.pos, Len: s.end - s.pos} }
@@ -103,6 +105,7 @@ func (s *stream) begin() bool {
 	}
 	o.beginLocked(s)
 	o.reckonLocked(s)
+	s.wakePresentLocked() // what was missing when they came may be there by now
 	s.wakeFarLocked()
 	return true
 }
@@ -116,6 +119,15 @@ func (s *stream) wakeFarLocked() {
 	}
 	for _, w := range s.waiters {
 		if first := firstIn(o.cache.Missing(w.r), s.rest()); first >= 0 && s.wayTo(first) > far {
+			w.wakeLocked()
+		}
+	}
+}
+
+// wakePresentLocked wakes who has all that it waits for.
+func (s *stream) wakePresentLocked() {
+	for _, w := range s.waiters {
+		if s.object.cache.Has(w.r) {
 			w.wakeLocked()
 		}
 	}
