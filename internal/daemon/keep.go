@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -59,7 +60,7 @@ func RunKeeper(ctx context.Context, s Settings, o KeepOptions, log *slog.Logger)
 				log.Error("telling that reads may begin", "err", err)
 			}
 		},
-		OnEvent:    func(e keeper.Event) { logEvent(log, e) },
+		OnEvent:    (&eventLog{log: log}).tell,
 		Unattended: unattended,
 		LastStop: func(held keeper.Held) error {
 			if len(held[fdLock]) == 0 {
@@ -139,7 +140,25 @@ func unattended(ctx context.Context, held keeper.Held) error {
 	}
 }
 
-func logEvent(log *slog.Logger, e keeper.Event) {
+// eventLog tells of what happens to the keeper.
+type eventLog struct {
+	log *slog.Logger
+
+	mu   sync.Mutex // guards last
+	last string     // what was last told of a last stop that is tried again each second
+}
+
+// tell tells of e, unless it is what was told last.
+func (l *eventLog) tell(e keeper.Event) {
+	if e.What == keeper.LastStopError {
+		l.mu.Lock()
+		known := e.Err.Error() == l.last
+		l.last = e.Err.Error()
+		l.mu.Unlock()
+		if known {
+			return
+		}
+	}
 	level := slog.LevelInfo
 	switch e.What {
 	case keeper.WorkerStarted, keeper.Status:
@@ -147,7 +166,10 @@ func logEvent(log *slog.Logger, e keeper.Event) {
 	case keeper.StartFailed, keeper.Refused, keeper.SocketFailed, keeper.UnattendedError, keeper.LastStopError, keeper.UpgradeRefused, keeper.Killed:
 		level = slog.LevelError
 	}
-	args := []any{"pid", e.PID}
+	var args []any
+	if e.PID != 0 {
+		args = append(args, "pid", e.PID)
+	}
 	if e.Text != "" {
 		args = append(args, "text", e.Text)
 	}
@@ -157,5 +179,5 @@ func logEvent(log *slog.Logger, e keeper.Event) {
 	if e.Err != nil {
 		args = append(args, "err", e.Err)
 	}
-	log.Log(context.Background(), level, e.What, args...)
+	l.log.Log(context.Background(), level, e.What, args...)
 }

@@ -196,7 +196,10 @@ func takeDown(root string, held keeper.Held, except ...int) (left []standing, er
 		if !own {
 			continue
 		}
-		if err := mount.Unmount(m.Point, false); err != nil {
+		if err := mount.Unmount(m.Point, false); errors.Is(err, syscall.EBUSY) {
+			busy := record{Path: m.Point, Device: m.Device()}
+			left = append(left, standing{m.Point, func() string { return busy.users(except...) }})
+		} else if err != nil {
 			left = append(left, standing{m.Point, func() string { return "somebody (" + err.Error() + ")" }})
 		}
 	}
@@ -205,7 +208,8 @@ func takeDown(root string, held keeper.Held, except ...int) (left []standing, er
 		if err != nil {
 			return nil, err
 		}
-		if alive && !whole(root, rec) {
+		told := slices.ContainsFunc(left, func(l standing) bool { return l.path == rec.Path })
+		if alive && !told && !whole(root, rec) {
 			left = append(left, standing{rec.Path, func() string { return rec.users(except...) }})
 		}
 	}
