@@ -72,6 +72,7 @@ func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage, open
 		o := i.objects[layer.Device]
 		if o != nil {
 			o.files++
+			i.addImageLocked(ctx, o, m, n)
 		} else {
 			var err error
 			if o, err = i.serveDevice(ctx, m, n, open); err != nil {
@@ -86,48 +87,52 @@ func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage, open
 
 func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int, open openDevice) (*servedObject, error) {
 	layer, from := m.plan.Layers[n], m.image.Layers[n]
-	blob, err := i.layerBlob(ctx, m.image, from)
+	where := layerOrigin(m.image, from)
+	l := newServedLayer(i.sources.tallyOf(where), from)
+	err := i.patiently(ctx, "opening a layer of "+m.image.Ref, func() error { return l.add(ctx, i.sources, m, n) })
 	if err != nil {
 		return nil, err
 	}
-	device := i.library.Device(layer, func() (source.Blob, error) { return blob, nil })
+	asked := &tracedBlob{source.Wrapper{Blob: i.sources.again(where, l.origins)}, l.tally}
+	device := i.library.Device(layer, func() (source.Blob, error) { return asked, nil })
 	meta, err := deviceMeta(m.image, n, layer)
 	if err != nil {
-		return nil, errors.Join(err, blob.Close())
+		return nil, errors.Join(err, asked.Close())
 	}
 	cached, err := open(meta)
 	if err != nil {
-		return nil, errors.Join(err, blob.Close())
+		return nil, errors.Join(err, asked.Close())
 	}
-	where := layerOrigin(m.image, from)
 	o, err := i.serveLocked(cached, where, device)
 	if err != nil {
-		return nil, errors.Join(err, blob.Close())
+		return nil, errors.Join(err, asked.Close())
 	}
-	o.asked, o.image = blob, m.image
+	o.asked, o.layer = asked, l
 	return o, nil
 }
 
 // releaseDevicesLocked takes the mount's devices back, and closes the images that
-// nothing reads any more: a device that two images have is read through the one
-// that was mounted first.
+// nothing reads any more.
 func (i *Instance) releaseDevicesLocked(m *mountedImage) error {
 	var errs []error
 	images := []*oci.Image{m.image}
 	for _, o := range m.devices {
-		asked := o.asked
-		last := o.files == 1
-		errs = append(errs, i.releaseLocked(o, false))
-		if last {
-			errs = append(errs, asked.Close())
-			if !slices.Contains(images, o.image) {
-				images = append(images, o.image)
-			}
+		if o.layer != nil {
+			images = append(images, o.layer.images()...)
 		}
+		if o.files > 1 {
+			if o.layer != nil {
+				errs = append(errs, o.layer.remove(m.image))
+			}
+			errs = append(errs, i.releaseLocked(o, false))
+			continue
+		}
+		asked := o.asked
+		errs = append(errs, i.releaseLocked(o, false), asked.Close())
 	}
 	m.devices = nil
-	for _, img := range images {
-		if img != nil && !i.readsLocked(img) {
+	for n, img := range images {
+		if img != nil && !slices.Contains(images[:n], img) && !i.readsLocked(img) {
 			errs = append(errs, img.Close())
 		}
 	}
@@ -142,7 +147,7 @@ func (i *Instance) readsLocked(img *oci.Image) bool {
 		}
 	}
 	for _, o := range i.objects {
-		if o.image == img {
+		if o.layer != nil && slices.Contains(o.layer.images(), img) {
 			return true
 		}
 	}

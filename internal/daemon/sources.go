@@ -234,19 +234,33 @@ type tracedBlob struct {
 // attempts to one host, which holds for all blobs together and is free while one
 // waits to try again, and the trying again.
 func (o *opener) wrap(where origin, blob source.Blob) source.Blob {
-	name := where.redacted()
-	tally := trace.NewTally(func(r trace.Request) { o.log.Debug("asked the source", "source", name, "request", r) })
+	tally := o.tallyOf(where)
 	return &tracedBlob{source.Wrapper{Blob: o.wrapIn(tally, where, blob)}, tally}
 }
 
 // wrapIn is wrap with the counting in tally.
 func (o *opener) wrapIn(tally *trace.Tally, where origin, blob source.Blob) source.Blob {
-	name := where.redacted()
+	return o.again(where, o.bounded(tally, where, blob))
+}
+
+// bounded is the part of wrap that is each server's own.
+func (o *opener) bounded(tally *trace.Tally, where origin, blob source.Blob) source.Blob {
 	group, _ := o.groups.LoadOrStore(where.host(), limit.NewGroup(o.options.ConnsPerHost))
-	blob = group.(*limit.Group).Demand(tally.Wrap(blob)) //nolint:errcheck,forcetypeassert // only Groups are put in
+	return group.(*limit.Group).Demand(tally.Wrap(blob)) //nolint:errcheck,forcetypeassert // only Groups are put in
+}
+
+// again is the part of wrap that tries again.
+func (o *opener) again(where origin, blob source.Blob) source.Blob {
+	name := where.redacted()
 	return retry.Wrap(blob, retry.Policy{Failed: func(_ int, err error, wait time.Duration) {
 		o.log.Warn("source fails, trying again", "source", name, "wait", wait, "err", err)
 	}})
+}
+
+// tallyOf counts the requests for what where describes.
+func (o *opener) tallyOf(where origin) *trace.Tally {
+	name := where.redacted()
+	return trace.NewTally(func(r trace.Request) { o.log.Debug("asked the source", "source", name, "request", r) })
 }
 
 // statsOf is what was counted of the blob's requests.

@@ -96,7 +96,7 @@ func readArchive(ctx context.Context, file source.Blob, ref reference, opts Opti
 		return nil, errors.Join(err, fmt.Errorf("%w for %s; there is %s", ErrNoPlatform, asked, p))
 	}
 	a.life, a.end = context.WithCancel(context.Background())
-	img := &Image{Ref: ref.String(), Digest: id, Platform: p.String(), Config: config, Layers: layers, blobs: a}
+	img := &Image{Ref: ref.String(), Digest: id, Platform: p.String(), Config: config, Layers: layers, blobs: a, place: ref.place()}
 	img.adopt()
 	return img, nil
 }

@@ -51,6 +51,7 @@ type Image struct {
 	Layers []Layer
 
 	blobs blobs
+	place string
 }
 
 // Layer is one layer of an image.
@@ -119,7 +120,7 @@ func open(ctx context.Context, r reference, opts Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Ref: r.String(), blobs: c}
+	img := &Image{Ref: r.String(), blobs: c, place: r.place()}
 	if err := img.load(ctx, c, p, opts.Platform != ""); err != nil {
 		return nil, errors.Join(err, c.close())
 	}
@@ -159,7 +160,7 @@ func Reopen(ctx context.Context, saved Image, opts Options) (*Image, error) {
 	}
 	img := saved
 	img.Layers = append([]Layer(nil), saved.Layers...)
-	img.blobs = c
+	img.blobs, img.place = c, r.place()
 	img.adopt()
 	return &img, nil
 }
@@ -223,6 +224,9 @@ func (i *Image) load(ctx context.Context, from documents, p platform, asked bool
 	i.Platform = is.String()
 	return nil
 }
+
+// Place is where the image lies: its registry and repository, or its path.
+func (i *Image) Place() string { return i.place }
 
 // AssumeRanges says, as it was learnt before, whether blobs are sequential because
 // the registry has no range requests: Blob need not ask then.

@@ -26,15 +26,20 @@ type reference struct {
 	digest               digest.Digest
 }
 
+// place is the reference without tag and digest.
+func (r reference) place() string {
+	switch {
+	case r.archive:
+		return archivePrefix + r.path
+	case r.registry == "":
+		return layoutPrefix + r.path
+	}
+	return r.registry + "/" + r.repository
+}
+
 // String is the reference in full.
 func (r reference) String() string {
-	s := r.registry + "/" + r.repository
-	if r.registry == "" {
-		s = layoutPrefix + r.path
-		if r.archive {
-			s = archivePrefix + r.path
-		}
-	}
+	s := r.place()
 	if r.digest != "" {
 		return s + "@" + r.digest.String()
 	}

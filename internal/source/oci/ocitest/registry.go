@@ -44,6 +44,7 @@ type Registry struct {
 	ill      int // how many of the next requests for tokens get a 503
 	signed   int // which signatures are valid; 0: no redirects
 	deny     int // how many of the next requests get a 403
+	lost     bool
 	override http.Handler
 	// overridden is the digest of the blob that override has.
 	overridden string
@@ -138,6 +139,9 @@ func (r *Registry) ExpireAddresses() { r.set(func() { r.signed++ }) }
 // Deny answers the next n requests with 403.
 func (r *Registry) Deny(n int) { r.set(func() { r.deny = n }) }
 
+// LoseBlobs makes there be none.
+func (r *Registry) LoseBlobs() { r.set(func() { r.lost = true }) }
+
 // Blob answers GETs of the blob that has the bytes of data, in place of the content.
 func (r *Registry) Blob(data []byte, h http.Handler) {
 	r.set(func() { r.override, r.overridden = h, fmt.Sprintf("sha256:%x", sha256.Sum256(data)) })
@@ -202,8 +206,12 @@ func (r *Registry) serve(w http.ResponseWriter, q *http.Request) {
 
 func (r *Registry) answer(w http.ResponseWriter, q *http.Request) {
 	r.mu.Lock()
-	override, d := r.override, r.overridden
+	override, d, lost := r.override, r.overridden, r.lost
 	r.mu.Unlock()
+	if lost && isBlob(q) {
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
 	if override != nil && isBlob(q) && strings.HasSuffix(q.URL.Path, d) {
 		override.ServeHTTP(w, q)
 		return

@@ -1,0 +1,104 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/source/origins"
+	"github.com/lacunafs/lacuna/internal/source/trace"
+)
+
+// servedLayer is a layer by way of all images that have it: where one's registry
+// fails, another's is asked. Its fields are guarded by the instance's mu.
+type servedLayer struct {
+	origins *origins.Blob
+	tally   *trace.Tally // of the requests to all of them
+	from    []layerFrom
+}
+
+// layerFrom is a layer by way of one image.
+type layerFrom struct {
+	image *oci.Image
+	blob  source.Blob
+}
+
+func newServedLayer(tally *trace.Tally, l oci.Layer) *servedLayer {
+	return &servedLayer{origins: origins.New(source.Identity{Size: l.Size, Validator: l.Digest.String()}), tally: tally}
+}
+
+// add opens layer n of m's image as one more origin.
+func (l *servedLayer) add(ctx context.Context, sources *opener, m *mountedImage, n int) error {
+	from := m.image.Layers[n]
+	blob, err := from.Blob(ctx)
+	if err != nil {
+		return err
+	}
+	blob = sources.bounded(l.tally, layerOrigin(m.image, from), blob)
+	if err := l.origins.Add(blob, placeOf(m)); err != nil {
+		return err
+	}
+	l.from = append(l.from, layerFrom{m.image, blob})
+	return nil
+}
+
+// placeOf names who is asked for the layers of m's image, and as whom: what fails
+// there for one mount fails for the others as well.
+func placeOf(m *mountedImage) string {
+	q := control.MountRequest{}
+	if m.record.Mount != nil {
+		q = *m.record.Mount
+	}
+	q.Dir, q.Image, q.Platform = "", m.image.Place(), ""
+	name, err := json.Marshal(q)
+	if err != nil {
+		return fmt.Sprintf("%p", m) // a place of its own
+	}
+	return string(name)
+}
+
+// addImageLocked has a device that is served be read through m's image as well, so
+// that it outlives the registry of the image that was mounted first. Bytes that
+// nothing but their registry vouches for stay that registry's. Where it cannot be
+// opened the device is read as before.
+func (i *Instance) addImageLocked(ctx context.Context, o *servedObject, m *mountedImage, n int) {
+	layer := m.plan.Layers[n]
+	if o.layer == nil || !layer.Verified || o.layer.has(m.image) {
+		return
+	}
+	if err := o.layer.add(ctx, i.sources, m, n); err != nil {
+		i.log.Warn("a layer is not read through this image", "image", m.image.Ref, "layer", n+1, "err", err)
+	}
+}
+
+func (l *servedLayer) has(img *oci.Image) bool {
+	for _, f := range l.from {
+		if f.image == img {
+			return true
+		}
+	}
+	return false
+}
+
+// images are those that the layer is read through.
+func (l *servedLayer) images() (images []*oci.Image) {
+	for _, f := range l.from {
+		images = append(images, f.image)
+	}
+	return images
+}
+
+// remove ends reading through an image that is not mounted any more, unless it is
+// the only one.
+func (l *servedLayer) remove(img *oci.Image) error {
+	for n, f := range l.from {
+		if f.image == img && len(l.from) > 1 {
+			l.from = append(l.from[:n:n], l.from[n+1:]...)
+			return l.origins.Remove(f.blob)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,9 @@
+package origins_test
+
+import (
+	"testing"
+
+	"github.com/lacunafs/lacuna/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
