@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -164,7 +165,7 @@ func TestServeEndsWithItsContext(t *testing.T) {
 type heir struct {
 	listener, conn *sys.FD
 	tag            string
-	gone           int
+	gone           atomic.Int32 // how often OnDisconnect was called
 }
 
 func (h *heir) options(t *testing.T) Options {
@@ -193,7 +194,7 @@ func TestHandOver(t *testing.T) {
 			check(t, err)
 			h.tag = tag
 		}
-		o.OnDisconnect = func() { h.gone++ }
+		o.OnDisconnect = func() { h.gone.Add(1) }
 		return o
 	}
 	b := serveWith(t, map[string]int{"blob": 12288}, hooks(Options{}))
@@ -240,13 +241,13 @@ func TestHandOver(t *testing.T) {
 	c.say("done %d", after.ID)
 	check(t, result(t, again))
 	b2.same(t, "blob", 0, 8192)
-	if h.gone != 0 {
+	if h.gone.Load() != 0 {
 		t.Error("Release told of a disconnect")
 	}
 	check(t, c.Close())
 	until(t, "the end is noticed", func() bool { return b2.Status().PID == 0 })
-	if h.gone != 1 {
-		t.Errorf("told of %d disconnects", h.gone)
+	if h.gone.Load() != 1 {
+		t.Errorf("told of %d disconnects", h.gone.Load())
 	}
 	// On a new connection old ids are unknown.
 	c = b2.bind(t)
