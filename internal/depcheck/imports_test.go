@@ -109,6 +109,7 @@ var rules = []rule{
 	{from: "source/httprange", may: []string{"source", "source/ranged"}},
 	{from: "source/oci/...", may: []string{"source", "source/ranged", "source/oci/..."}, tests: []string{"source/..."}},
 	{from: "source/origins", may: []string{"source"}, tests: []string{"source/..."}},
+	{from: "source/spans", may: []string{"source", "zran"}},
 	{from: "source/...", may: []string{"source"}},
 	{from: "cache/...", may: []string{"cache/...", "ondemand", "sys"}},
 	{from: "toc"},
