@@ -150,6 +150,9 @@ func attachedText(b *strings.Builder, f control.Attached) {
 		}
 		b.WriteByte('\n')
 	}
+	if f.Leaving {
+		b.WriteString("  note      it is detached, and still in use\n")
+	}
 	if !f.Ranges {
 		b.WriteString("  note      the server does not serve ranges: downloaded once, in order\n")
 	}

@@ -90,7 +90,7 @@ func (c *Client) Attach(ctx context.Context, q AttachRequest) (reply AttachReply
 				return false, err
 			}
 			for _, f := range s.Attached {
-				if f.File == q.File {
+				if f.File == q.File && !f.Leaving {
 					reply = AttachReply{Object: f.Object, Size: f.Size}
 					return true, nil
 				}
@@ -119,10 +119,10 @@ func (c *Client) Detach(ctx context.Context, q DetachRequest) error {
 	})
 }
 
-// has tells whether path is served.
+// has tells whether path is served, and not only to those who still have it open.
 func (s *Status) has(path string) bool {
 	for _, f := range s.Attached {
-		if f.File == path {
+		if f.File == path && !f.Leaving {
 			return true
 		}
 	}

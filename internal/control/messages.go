@@ -230,6 +230,8 @@ type Attached struct {
 	Size     int64 `json:"size"`
 	Present  int64 `json:"present"`
 	Complete bool  `json:"complete"`
+	// Leaving: it is detached, and still in use.
+	Leaving bool `json:"leaving,omitempty"`
 	// Verified is "yes", "pending" (a digest is known and checked once
 	// complete) or "unverifiable" (no digest is known).
 	Verified string `json:"verified"`

@@ -69,6 +69,7 @@ func (i *Instance) attachedStatus(f *attachedFile) control.Attached {
 	st, fetched := i.fetcher.Stats(id), control.Attached{
 		File: f.record.Path, Object: string(id), Source: o.origin.redacted(), Ranges: !o.origin.Sequential,
 		Size: o.cached.Size(), Present: o.cached.Present(), Complete: o.served.Complete(),
+		Leaving: f.leaving,
 	}
 	switch {
 	case meta.Verified:
