@@ -130,7 +130,7 @@ func (b *blob) ask(ctx context.Context, g *leg, w ranged.Want) (io.ReadCloser, e
 	if err != nil {
 		return nil, err
 	}
-	length, err := ranged.CheckResponse(a.Response, w, id)
+	length, err := check(a.Response, w, id)
 	if err != nil {
 		g.redirects.Forget() // a redirect to the wrong file is asked for anew
 		if a.StatusCode == http.StatusOK && w.Off > 0 {
@@ -140,6 +140,16 @@ func (b *blob) ask(ctx context.Context, g *leg, w ranged.Want) (io.ReadCloser, e
 	}
 	a.Expect(length)
 	return a.Body, nil
+}
+
+// check is ranged.CheckResponse for what cannot change. A host that tells of another
+// version of what a digest names has other bytes now, and may have the right ones later.
+func check(resp *http.Response, w ranged.Want, id source.Identity) (length int64, err error) {
+	length, err = ranged.CheckResponse(resp, w, id)
+	if errors.Is(err, source.ErrChanged) {
+		err = fmt.Errorf("%w: status %d: %s", source.ErrNotBytes, resp.StatusCode, err.Error())
+	}
+	return length, err
 }
 
 // hostError names the host, which the errors of statuses do by themselves.
@@ -246,7 +256,7 @@ func (b *blob) hasRanges(ctx context.Context, g *leg) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if _, err := ranged.CheckResponse(a.Response, w, id); err != nil {
+	if _, err := check(a.Response, w, id); err != nil {
 		g.redirects.Forget()
 		return false, a.Refuse(hostError(g, err))
 	}

@@ -62,7 +62,7 @@ var faults = []struct {
 	{"206 without Content-Range", sourcetest.ContentRange(""), source.ErrNotBytes, source.ErrNotBytes, false},
 	{"other start", sourcetest.Shifted, source.ErrNotBytes, source.ErrNotBytes, false},
 	{"other end", sourcetest.EndsEarly, source.ErrNotBytes, source.ErrNotBytes, false},
-	{"other total", sourcetest.WrongTotal, source.ErrChanged, source.ErrChanged, false},
+	{"other total", sourcetest.WrongTotal, source.ErrNotBytes, source.ErrNotBytes, false},
 	{"total unknown", sourcetest.TotalUnknown, source.ErrNotBytes, source.ErrNotBytes, false},
 	{"closed in the body", sourcetest.Cut(20000, sourcetest.Closed), nil, io.ErrUnexpectedEOF, false},
 	{"reset in the body", sourcetest.Cut(20000, sourcetest.Reset), nil, source.ErrUnreachable, false},
@@ -77,7 +77,8 @@ var faults = []struct {
 	{"503", sourcetest.Status(503, ""), nil, source.ErrBusy, false},
 	{"502", sourcetest.Status(502, ""), nil, source.ErrUnreachable, false},
 	{"404", sourcetest.Status(404, ""), source.ErrNotFound, source.ErrNotFound, false},
-	{"416 of another size", sourcetest.Unsatisfiable(100), source.ErrChanged, source.ErrChanged, false},
+	{"412", sourcetest.Status(412, ""), source.ErrNotBytes, source.ErrNotBytes, false},
+	{"416 of another size", sourcetest.Unsatisfiable(100), source.ErrNotBytes, source.ErrNotBytes, false},
 	{"gzip", sourcetest.Gzip, source.ErrNotBytes, source.ErrNotBytes, false},
 	{"multipart", sourcetest.Multipart, source.ErrNotBytes, source.ErrNotBytes, false},
 	{"other ETag", sourcetest.Header("ETag", `"v2"`), nil, nil, false}, // the digest in the address is the version
