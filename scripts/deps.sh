@@ -15,6 +15,8 @@ test             /usr/include/stdlib.h  libc6-dev
 test,bench       nginx                  nginx-light
 test             socat                  socat
 test             python3                python3
+test             gzip                   gzip
+test             pigz                   pigz
 test,bench       curl                   curl
 test,bench       mkfs.ext4              e2fsprogs
 test             mkfs.xfs               xfsprogs

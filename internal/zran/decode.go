@@ -67,16 +67,18 @@ func (d *Decoder) decode(dst []byte, c Checkpoint, compressed io.Reader) error {
 			}
 			begin = got
 			data = d.in.inflate(0, nil, onBlock)
+		case d.in.pos() > d.in.real: // zeros are not deflate data either
+			return io.ErrUnexpectedEOF
 		default:
 			return inflateError(err)
 		}
 	}
-	if d.in.pos() > d.in.real && sound < got {
-		// Zeros are in the library's bit buffer. They are lookahead if the block
-		// ends before them, which shows when the library goes on; how it goes on
-		// does not matter.
-		var more [1]byte
-		if n, err := data.Read(more[:]); sound < got && (n > 0 || err != nil) {
+	// Where zeros are in the library's bit buffer, they are lookahead if the block
+	// that holds dst's end itself ends before them. That shows when it is decoded
+	// to its end, which is near: there is no more input.
+	for d.in.pos() > d.in.real && sound < got {
+		var more [512]byte
+		if _, err := data.Read(more[:]); err != nil && sound < got {
 			return io.ErrUnexpectedEOF
 		}
 	}
