@@ -9,3 +9,6 @@ const (
 	workerKills   = 200
 	upgrades      = 100
 )
+
+// faultFormats are those that meet every fault of a registry.
+var faultFormats = []string{"estargz", "zstdchunked"}

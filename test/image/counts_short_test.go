@@ -9,3 +9,6 @@ const (
 	workerKills   = 20
 	upgrades      = 10
 )
+
+// faultFormats are those that meet every fault of a registry.
+var faultFormats = []string{"estargz"}

@@ -35,6 +35,7 @@ type faulty struct {
 	mu    sync.Mutex
 	rate  int64 // bytes a second for each answer; 0: no limit
 	down  bool
+	left  int     // requests until it goes down; 0: it does not
 	every []fault // in turn
 	n     int
 }
@@ -53,6 +54,10 @@ func (f *faulty) set(change func()) {
 // ServeHTTP answers one request.
 func (f *faulty) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	f.mu.Lock()
+	if f.left > 0 {
+		f.left--
+		f.down = f.down || f.left == 0
+	}
 	rate, down, what := f.rate, f.down, right
 	isRange := q.Method == http.MethodGet && strings.Contains(q.URL.Path, "/blobs/") && q.Header.Get("Range") != ""
 	if isRange && len(f.every) > 0 {
