@@ -170,9 +170,11 @@ func (h *holder) close() {
 	if h.cmd.ProcessState != nil {
 		return
 	}
-	_ = h.in.Close()
-	late := time.AfterFunc(10*time.Second, func() { _ = h.cmd.Process.Kill() })
-	_ = h.cmd.Wait()
+	closed := h.in.Close()
+	late := time.AfterFunc(time.Minute, func() { _ = h.cmd.Process.Kill() })
+	if err := errors.Join(closed, h.cmd.Wait()); err != nil && !h.t.Failed() {
+		h.t.Errorf("the holder: %v", err)
+	}
 	late.Stop()
 }
 

@@ -12,7 +12,7 @@ import (
 // A hydrate goes on when the worker that it asked has died, or was upgraded.
 func TestHydrateGoesOnAcrossWorkers(t *testing.T) {
 	a := attachedToDaemon(t, "")
-	a.server.Throttle(20*time.Millisecond, 2<<20) // of each response
+	a.server.Throttle(20*time.Millisecond, 256<<10) // of each response, of which there are four
 	done := make(chan error, 1)
 	go func() {
 		_, err := a.Try("detach", "--hydrate", a.file)
@@ -40,6 +40,7 @@ func TestHydrateGoesOnAcrossWorkers(t *testing.T) {
 	default:
 	}
 	a.server.Throttle(0, 0)
+	a.Kill(a.Worker()) // responses that have begun stay slow
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func TestHydrateGoesOnAcrossWorkers(t *testing.T) {
 // A hydrate of which the instance has ended says so.
 func TestHydrateWhenTheInstanceEnds(t *testing.T) {
 	a := attachedToDaemon(t, "")
-	a.server.Throttle(20*time.Millisecond, 1<<20)
+	a.server.Throttle(20*time.Millisecond, 256<<10)
 	done := make(chan error, 1)
 	go func() {
 		_, err := a.Try("hydrate", a.file)

@@ -210,12 +210,13 @@ func TestNginxStopsAndComesBack(t *testing.T) {
 	i.Lacuna("attach", n.url(), path)
 	storm := startStorm(t, n.order(path, rng))
 	for range 3 { // shorter than the deadline: readers wait
-		instance.Pause(500 * time.Millisecond)
+		instance.Pause(250 * time.Millisecond)
 		n.stop()
 		n.start()
 	}
-	instance.Pause(500 * time.Millisecond)
+	instance.Pause(250 * time.Millisecond)
 	n.stop()
+	t.Logf("the server stops with %d of %d bytes present", i.Status().Attached[0].Present, i.Status().Attached[0].Size)
 	reader := ondemandtest.StartReader(t)
 	for range 2 {
 		began := time.Now()

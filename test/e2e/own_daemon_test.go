@@ -151,8 +151,15 @@ func tryLaunch(t *testing.T, env string, argv ...string) (*program, error) {
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(p.kill)
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("%v said: %s", argv, p.told.String())
+		}
+	})
+	late := time.AfterFunc(time.Minute, func() { _ = p.Process.Kill() })
 	line, err := bufio.NewReader(out).ReadString('\n')
+	late.Stop()
 	if line != "ready\n" {
 		p.kill()
 		return p, errors.Join(fmt.Errorf("%v said %q: %s", argv, line, p.told.String()), err)

@@ -41,12 +41,13 @@ func newDescriptorStore(t *testing.T, dir string) *descriptorStore {
 	}
 	s.conn = conn
 	go s.receive()
+	t.Cleanup(s.close)
 	return s
 }
 
-// close lets go of everything. Nothing may be served any more.
+// close lets go of everything, once. Nothing may be served any more.
 func (s *descriptorStore) close() {
-	if err := s.conn.Close(); err != nil {
+	if err := s.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		s.t.Error(err)
 	}
 	<-s.done
@@ -215,5 +216,4 @@ func TestSystemdKeepsReadersAcrossWorkers(t *testing.T) {
 		t.Errorf("still stored: %v", s.names)
 	}
 	s.mu.Unlock()
-	s.close()
 }

@@ -216,8 +216,18 @@ func (i *Instance) WaitReady() {
 func (i *Instance) StartForeground(args ...string) {
 	i.t.Helper()
 	out := i.Start(args...)
+	kill := func() {
+		if err := i.Keeper.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			i.t.Errorf("kill the keeper: %v", err)
+		}
+	}
+	late := time.AfterFunc(time.Minute, kill)
 	line, err := bufio.NewReader(out).ReadString('\n')
+	late.Stop()
 	if line != "ready\n" {
+		if err == nil { // it runs on
+			kill()
+		}
 		<-i.Ended
 		i.t.Fatalf("%v said %q, %v:\n%s", args, line, err, i.Log.String())
 	}

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // readerEnv makes the test binary a reader.
@@ -172,8 +173,19 @@ func (r *Reader) Start(path string, off int64, n int) <-chan Result {
 	return r.start("read", path, off, n)
 }
 
+// patience is how long Read waits, far beyond every deadline: a read that never ends
+// is to fail its test, which then cleans up, and not the whole run.
+const patience = 3 * time.Minute
+
 // Read reads n bytes from off; fewer at the end of the file.
-func (r *Reader) Read(path string, off int64, n int) Result { return <-r.Start(path, off, n) }
+func (r *Reader) Read(path string, off int64, n int) Result {
+	select {
+	case result := <-r.Start(path, off, n):
+		return result
+	case <-time.After(patience):
+		return Result{Err: fmt.Errorf("the read at %d has not ended after %v", off, patience)}
+	}
+}
 
 // Mmap maps n bytes from off and copies them out.
 func (r *Reader) Mmap(path string, off int64, n int) Result {
