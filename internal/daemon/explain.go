@@ -14,6 +14,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/features"
 	"github.com/lacunafs/lacuna/internal/fetch"
+	"github.com/lacunafs/lacuna/internal/image"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
 	"github.com/lacunafs/lacuna/internal/source/oci"
@@ -121,6 +122,10 @@ func explain(err error) (hint string, exit control.Exit) {
 		return "the registry, or a mirror or proxy before it, has other bytes than the manifest says: ask who runs it", control.ExitCorrupt
 	case errors.Is(err, prepare.ErrDamaged):
 		return "mount it again when its registry answers: what is damaged is made anew", control.ExitCorrupt
+	case errors.Is(err, image.ErrMerge), errors.Is(err, toc.ErrInvalid):
+		return "have the image built anew: a layer's names must not lead through symlinks or files, and what it says must have one meaning", control.ExitError
+	case errors.Is(err, toc.ErrLimit):
+		return "such an image is not mounted, to bound what it takes of this machine", control.ExitError
 	case errors.Is(err, cache.ErrCorrupt):
 		return "`lacuna check --repair` forgets what is wrong, and it is fetched again", control.ExitCorrupt
 	case errors.Is(err, cache.ErrNoObject):
@@ -158,7 +163,11 @@ func explainSource(err error) (hint string, exit control.Exit) {
 	var ofImage *imageError
 	switch {
 	case errors.As(err, &ofImage) && errors.Is(err, source.ErrNotFound):
-		return "check the registry, the repository and the tag", control.ExitUnreachable
+		return "check the registry, the repository and the tag, or the path", control.ExitUnreachable
+	case errors.Is(err, oci.ErrNoPlatform):
+		return "choose one that is there: --platform OS/ARCH", control.ExitUnreachable
+	case errors.Is(err, oci.ErrPlatform):
+		return "write linux/amd64 or linux/arm/v7", control.ExitUsage
 	case errors.As(err, &ofImage) && errors.Is(err, source.ErrDenied):
 		return "`docker login` to the registry, or name a file with credentials: --authfile", control.ExitUnreachable
 	case errors.As(err, &ofImage) && errors.Is(err, oci.ErrReference):
@@ -193,6 +202,8 @@ func explainErrno(err error) (hint string, exit control.Exit) {
 		return "choose another place: that filesystem is mounted read-only", control.ExitError
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return "free space on the cache's filesystem, or choose another cache with --root DIR", control.ExitError
+	case errors.Is(err, syscall.ENOTDIR):
+		return "a part of the path is a file: choose another place", control.ExitUsage
 	case errors.Is(err, syscall.EBUSY):
 		return "close the files that are open, then try again", control.ExitInUse
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EPERM):

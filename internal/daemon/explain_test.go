@@ -15,8 +15,10 @@ import (
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/features"
 	"github.com/lacunafs/lacuna/internal/fetch"
+	"github.com/lacunafs/lacuna/internal/image"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
+	"github.com/lacunafs/lacuna/internal/toc"
 )
 
 // Each error that a user can act on has its exit status, and a hint that names
@@ -40,6 +42,9 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		{"no EROFS", &features.UnsupportedError{Feature: features.ErofsFileMounts, Needs: "n"}, control.ExitNotSupported, "erofs module"},
 		{"bare no", features.ErrNotSupported, control.ExitNotSupported, "lacuna features"},
 		{"wrong digest", fetch.ErrDigest, control.ExitCorrupt, "--sha256"},
+		{"through a symlink", image.ErrMerge, control.ExitError, "lead through symlinks"},
+		{"a layer that nobody writes", toc.ErrInvalid, control.ExitError, "have the image built anew"},
+		{"a bomb", toc.ErrLimit, control.ExitError, "bound"},
 		{"damaged", prepare.ErrDamaged, control.ExitCorrupt, "when its registry answers"},
 		{"corrupt", cache.ErrCorrupt, control.ExitCorrupt, "lacuna check --repair"},
 		{"no object", cache.ErrNoObject, control.ExitError, "lacuna check"},

@@ -52,7 +52,8 @@ type merger struct {
 // layers below, wherever in the layer it stands; links come last, because their
 // targets may come behind them.
 func (m *merger) apply(t *toc.TOC) error {
-	hidden := m.linksBelow(t, func(link, target int) bool { return true })
+	targets := targetsOf(t)
+	hidden := m.linksBelow(t, targets, func(link, target int) bool { return true })
 	var dirs []*toc.Entry
 	for i := range t.Entries {
 		m.hide(&t.Entries[i])
@@ -62,7 +63,7 @@ func (m *merger) apply(t *toc.TOC) error {
 	}
 	// A target that stands behind its link is not there yet when layers are
 	// unpacked in order: the link is to what it replaces.
-	before := m.linksBelow(t, func(link, target int) bool { return link < target })
+	before := m.linksBelow(t, targets, func(link, target int) bool { return link < target })
 	// The outer before the inner: one may take the place of what is no directory.
 	slices.SortFunc(dirs, func(a, b *toc.Entry) int { return strings.Compare(a.Name, b.Name) })
 	for _, e := range dirs {
@@ -76,20 +77,31 @@ func (m *merger) apply(t *toc.TOC) error {
 			return err
 		}
 	}
+	// A target that is a link stands behind its links: the last comes first of these.
+	var late []int
 	for i := range t.Entries {
-		if t.Entries[i].Type != toc.Hardlink {
+		e := &t.Entries[i]
+		if e.Type != toc.Hardlink {
 			continue
 		}
-		if err := m.link(&t.Entries[i], before[i], hidden[i]); err != nil {
+		if to := targets[e.Link]; before[i] == nil && to >= 0 && t.Entries[to].Type == toc.Hardlink {
+			late = append(late, i)
+			continue
+		}
+		if err := m.link(e, before[i], hidden[i]); err != nil {
+			return err
+		}
+	}
+	for _, i := range slices.Backward(late) {
+		if err := m.link(&t.Entries[i], nil, hidden[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// linksBelow are the files of lower layers that t's hard links name, as far as
-// want is true for the indices of the link and of its target in t, -1: none.
-func (m *merger) linksBelow(t *toc.TOC, want func(link, target int) bool) map[int]*node {
+// targetsOf has what t's hard links name, with its index in t, -1: it is not there.
+func targetsOf(t *toc.TOC) map[string]int {
 	targets := make(map[string]int)
 	for i := range t.Entries {
 		if e := &t.Entries[i]; e.Type == toc.Hardlink {
@@ -107,6 +119,15 @@ func (m *merger) linksBelow(t *toc.TOC, want func(link, target int) bool) map[in
 		if _, ok := targets[e.Name]; ok {
 			targets[e.Name] = i
 		}
+	}
+	return targets
+}
+
+// linksBelow are the files of lower layers that t's hard links name, as far as
+// want is true for the indices of the link and of its target in t, -1: none.
+func (m *merger) linksBelow(t *toc.TOC, targets map[string]int, want func(link, target int) bool) map[int]*node {
+	if len(targets) == 0 {
+		return nil
 	}
 	below := make(map[int]*node)
 	for i := range t.Entries {
@@ -190,7 +211,7 @@ func (m *merger) put(name string, n *node) error {
 			at.children[part] = next
 		}
 		if !next.isDir() {
-			return through(name, next)
+			return through(name, strings.TrimSuffix(name[:len(name)-len(last)-1-len(dir)], "/"), next)
 		}
 		at = next
 	}
@@ -213,12 +234,11 @@ func (m *merger) find(name string) *node {
 
 // through refuses a way through what is no directory. Following a symlink of a
 // lower layer could lead a layer anywhere.
-func through(name string, at *node) error {
-	what := "a file"
+func through(name, below string, at *node) error {
 	if at.inode.Mode&syscall.S_IFMT == syscall.S_IFLNK {
-		what = fmt.Sprintf("a symlink to %q", at.inode.Link)
+		return fmt.Errorf("%q lies below %q, which lower layers have as a symlink to %q: %w", name, below, at.inode.Link, ErrMerge)
 	}
-	return fmt.Errorf("%q lies below %s of a lower layer: %w", name, what, ErrMerge)
+	return fmt.Errorf("%q lies below %q, which lower layers have as a file: %w", name, below, ErrMerge)
 }
 
 func split(name string) (dir, last string) {

@@ -135,6 +135,20 @@ func TestLayersThatDoNotFit(t *testing.T) {
 	}
 }
 
+// Who is refused is told which entry of which layer, and what it leads through.
+func TestRefusalsNameWhatLeadsAway(t *testing.T) {
+	_, err := Merge([]Layer{layer(t, "dir d", "symlink d/e /etc"), layer(t, "file a"), layer(t, "file d/e/f/passwd")})
+	want := `layer 3 of 3: "d/e/f/passwd" lies below "d/e", which lower layers have as a symlink to "/etc": layers do not fit together`
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	_, err = Merge([]Layer{layer(t, "file a/b"), layer(t, "file a/b/c")})
+	want = `layer 2 of 2: "a/b/c" lies below "a/b", which lower layers have as a file: layers do not fit together`
+	if err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+}
+
 // Hard links are one inode, with the metadata of the first.
 func TestLinksShareTheirInode(t *testing.T) {
 	got, err := Merge([]Layer{layer(t, "dir x", "file a"), layer(t, "link b a"), layer(t, "link c b")})

@@ -1,6 +1,7 @@
 package toc
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,11 +21,15 @@ type Builder struct {
 	// target is the entry that a hard link was made to, where the layer had it.
 	target map[int32]int32
 	links  []int32
+	// open are the hard links that were made to nothing that the layer had: to a lower
+	// layer's file, or else to what comes later. A link that is made to an open one
+	// means the same; the value is the first link that does.
+	open map[int32]int32
 }
 
 // NewBuilder makes a Builder for a layer's blob of the given size.
 func NewBuilder(blobSize int64) *Builder {
-	return &Builder{blobSize: blobSize, limit: MaxEntries, tree: newTree(0), target: make(map[int32]int32)}
+	return &Builder{blobSize: blobSize, limit: MaxEntries, tree: newTree(0), target: make(map[int32]int32), open: make(map[int32]int32)}
 }
 
 // Grow makes room for n entries in all, as a guess.
@@ -175,6 +180,7 @@ func (b *Builder) link(i int32) error {
 	j := b.tree.find(e.Link)
 	switch {
 	case j < 0:
+		b.open[i] = i
 		return nil
 	case b.entries[j].Type == Directory:
 		return fmt.Errorf("hard link %s to the directory %s: %w", quote(e.Name), quote(e.Link), ErrInvalid)
@@ -186,6 +192,7 @@ func (b *Builder) link(i int32) error {
 		b.target[i] = t
 		return nil
 	}
+	b.open[i] = b.open[j]
 	if e.Link = b.entries[j].Link; e.Link == e.Name {
 		return fmt.Errorf("hard link %s leads to itself: %w", quote(e.Name), ErrInvalid)
 	}
@@ -200,6 +207,9 @@ func (b *Builder) Finish() (*TOC, error) {
 	}
 	b.promote(alive)
 	t := &TOC{Entries: b.entries[:0], BlobSize: b.blobSize}
+	if first := b.first(alive); len(first) > 0 {
+		t.Entries = append(make([]Entry, 0, len(b.entries)+len(first)), first...)
+	}
 	for i := range b.entries {
 		e := b.entries[i]
 		switch {
@@ -214,7 +224,7 @@ func (b *Builder) Finish() (*TOC, error) {
 		}
 		t.Entries = append(t.Entries, e)
 	}
-	clear(b.entries[len(t.Entries):])
+	clear(b.entries[min(len(t.Entries), len(b.entries)):])
 	if err := checkBlob(t); err != nil {
 		return nil, err
 	}
@@ -249,43 +259,57 @@ func (b *Builder) alive() []bool {
 	return alive
 }
 
-// resolve follows the hard links whose target came after them, or never.
+// resolve refuses open hard links that lead to a directory or to themselves.
 func (b *Builder) resolve(alive []bool) error {
 	for _, i := range b.links {
-		if _, done := b.target[i]; done || !alive[i] {
+		if _, open := b.open[i]; !open || !alive[i] {
 			continue
 		}
-		path := []int32{i}
-		name, to := b.entries[i].Link, int32(-1)
-		for {
+		name := b.entries[i].Link
+		for steps := 0; ; steps++ {
 			j := b.tree.find(name)
 			if j < 0 {
 				break // a lower layer's
 			}
-			if b.entries[j].Type != Hardlink {
-				to = j
+			if b.entries[j].Type == Directory {
+				return fmt.Errorf("hard link %s to the directory %s: %w", quote(b.entries[i].Name), quote(name), ErrInvalid)
+			}
+			if _, open := b.open[j]; !open {
 				break
 			}
-			if t, ok := b.target[j]; ok {
-				to = t
-				break
-			}
-			path = append(path, j)
 			name = b.entries[j].Link
-			if len(path) > len(b.links) || name == b.entries[i].Name {
+			if steps > len(b.links) || name == b.entries[i].Name {
 				return fmt.Errorf("hard link %s leads to itself: %w", quote(b.entries[i].Name), ErrInvalid)
-			}
-		}
-		if to >= 0 && b.entries[to].Type == Directory {
-			return fmt.Errorf("hard link %s to the directory %s: %w", quote(b.entries[i].Name), quote(name), ErrInvalid)
-		}
-		for _, j := range path {
-			if b.entries[j].Link = name; to >= 0 {
-				b.target[j] = to
 			}
 		}
 	}
 	return nil
+}
+
+// first takes the entries out that are to come first: open hard links to a name that
+// the layer has, since a link that stands before its target is one that was made
+// before it; and opaque markers for directories that something else was before, which
+// has hidden what lower layers have below.
+func (b *Builder) first(alive []bool) (list []Entry) {
+	var links []int32
+	for _, i := range b.links {
+		if _, open := b.open[i]; open && alive[i] && b.tree.find(b.entries[i].Link) >= 0 {
+			links = append(links, i)
+			alive[i] = false
+		}
+	}
+	slices.SortStableFunc(links, func(i, j int32) int { return cmp.Compare(b.open[i], b.open[j]) })
+	for _, i := range links {
+		list = append(list, b.entries[i])
+	}
+	for n := range b.tree.nodes {
+		nd := &b.tree.nodes[n]
+		if nd.marks&markOther == 0 || nd.marks&markOpaque != 0 || nd.entry < 0 || !alive[nd.entry] || b.entries[nd.entry].Type != Directory {
+			continue
+		}
+		list = append(list, Entry{Name: b.entries[nd.entry].Name, Type: Opaque})
+	}
+	return list
 }
 
 // promote gives hard links the present name of their target. Where that was

@@ -75,7 +75,7 @@ func TestBuilder(t *testing.T) {
 		"names":       {"dir ./; reg ./a//b/./c 1; dir /d/; sym //e/ /../x/", "dir; reg a/b/c 1; dir d; sym e /../x/"},
 		"root again":  {"dir /; dir .", "dir"},
 		"whiteouts":   {"reg a/.wh.b 0; reg .wh.c 9; reg d/.wh..wh..opq 0; reg .wh..wh..opq 0", "whiteout a/b; whiteout c; opaque d; opaque"},
-		"private":     {"dir .wh..wh.plnk; reg .wh..wh.aufs 0; reg x 1", "reg x 1"},
+		"private":     {"dir .wh..wh.plnk; reg .wh..wh.plnk/1.2 1; reg a/.wh..wh.plnk/1 1; reg .wh..wh.aufs 0; reg x 1", "reg x 1"},
 		"twice":       {"reg a/.wh.b 0; reg a/.wh.b 0; reg a/.wh..wh..opq 0; reg a/.wh..wh..opq 0", "whiteout a/b; opaque a"},
 		"and back":    {"reg a/.wh.b 0; reg a/b 1", "whiteout a/b; reg a/b 1"},
 		"last wins":   {"reg a 5; reg b 1; reg a 7", "replaced 5; reg b 1; reg a 7"},
@@ -83,22 +83,26 @@ func TestBuilder(t *testing.T) {
 		"dir twice":   {"dir a; reg a/b 1; dir a/", "reg a/b 1; dir a"},
 		"dir to file": {"dir a; reg a/b 1; dir a/c; reg a/c/.wh.x 0; reg a/.wh..wh..opq 0; reg a 2", "replaced 1; reg a 2"},
 		"implied dir": {"reg a/b/c 1; sym a x", "replaced 1; sym a x"},
-		"and a dir":   {"reg a/b 1; reg a 2; dir a; reg a/b 3", "replaced 1; replaced 2; dir a; reg a/b 3"},
-		"stale file":  {"reg d/e 1; reg d 2; dir d; reg d/e/f 3", "replaced 1; replaced 2; dir d; reg d/e/f 3"},
-		"marker back": {"reg d/.wh.x 0; reg d 2; dir d; reg d/.wh.x 0", "replaced 2; dir d; whiteout d/x"},
+		"and a dir":   {"reg a/b 1; reg a 2; dir a; reg a/b 3", "opaque a; replaced 1; replaced 2; dir a; reg a/b 3"},
+		"stale file":  {"reg d/e 1; reg d 2; dir d; reg d/e/f 3", "opaque d; replaced 1; replaced 2; dir d; reg d/e/f 3"},
+		"marker back": {"reg d/.wh.x 0; reg d 2; dir d; reg d/.wh.x 0", "opaque d; replaced 2; dir d; whiteout d/x"},
 
-		"link":            {"reg a 5; link b ./a; link c /b", "reg a 5; link b a; link c a"},
-		"link before":     {"link c b; link b a; reg a 5", "link c a; link b a; reg a 5"},
-		"link below":      {"link b lower; link c b", "link b lower; link c lower"},
-		"link below late": {"link c b; link b lower", "link c lower; link b lower"},
-		"link to sym":     {"sym a x; link b a", "sym a x; link b a"},
-		"link to itself":  {"reg a 5; link a a", "reg a 5"},
-		"old data":        {"reg a 5; link b a; reg a 7", "reg b 5; reg a 7"},
-		"old data, two":   {"reg a 5; link b a; link c b; reg a 7; link d a", "reg b 5; link c b; reg a 7; link d a"},
-		"link replaced":   {"reg a 5; link b a; reg b 7", "reg a 5; reg b 7"},
-		"both gone":       {"reg a 5; link b a; fifo a; fifo b", "replaced 5; fifo a; fifo b"},
-		"swapped":         {"reg a 5; link b a; link a b", "reg b 5; link a b"},
-		"dir with target": {"reg d/a 5; link b d/a; reg d 7", "reg b 5; reg d 7"},
+		"link":                     {"reg a 5; link b ./a; link c /b", "reg a 5; link b a; link c a"},
+		"link before":              {"link c b; link b a; reg a 5", "link c b; link b a; reg a 5"},
+		"link below":               {"link b lower; link c b", "link b lower; link c lower"},
+		"link below late":          {"link c b; link b lower", "link c b; link b lower"},
+		"link of a link of below":  {"link b lower; reg lower 5; link c b", "link b lower; link c lower; reg lower 5"},
+		"links before their chain": {"link d b; link c d; link b a; reg a 5", "link d b; link c b; link b a; reg a 5"},
+		"link before a promoted":   {"reg a 5; link c b; link b a; fifo a", "link c b; reg b 5; fifo a"},
+		"opaque already":           {"reg d 1; dir d; reg d/.wh..wh..opq 0", "replaced 1; dir d; opaque d"},
+		"link to sym":              {"sym a x; link b a", "sym a x; link b a"},
+		"link to itself":           {"reg a 5; link a a", "reg a 5"},
+		"old data":                 {"reg a 5; link b a; reg a 7", "reg b 5; reg a 7"},
+		"old data, two":            {"reg a 5; link b a; link c b; reg a 7; link d a", "reg b 5; link c b; reg a 7; link d a"},
+		"link replaced":            {"reg a 5; link b a; reg b 7", "reg a 5; reg b 7"},
+		"both gone":                {"reg a 5; link b a; fifo a; fifo b", "replaced 5; fifo a; fifo b"},
+		"swapped":                  {"reg a 5; link b a; link a b", "reg b 5; link a b"},
+		"dir with target":          {"reg d/a 5; link b d/a; reg d 7", "reg b 5; reg d 7"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := build(parse(t, c.in))
@@ -136,6 +140,13 @@ func TestHostileEntriesAreRefused(t *testing.T) {
 	}
 	if _, err := build(parse(t, "reg a 9223372036854775807")); !errors.Is(err, toc.ErrLimit) {
 		t.Errorf("largest size: %v", err)
+	}
+}
+
+func TestRefusalsNameTheSymlink(t *testing.T) {
+	_, err := build(parse(t, "dir a; sym a/b ../x; reg a/b/c/d 1"))
+	if want := `"a/b/c/d" lies below "a/b", which is a symlink to "../x": invalid layer`; err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
 

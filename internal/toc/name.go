@@ -107,6 +107,9 @@ const (
 // and the name that it is about; private is true for what is to be left out.
 func whiteout(name string) (t Type, victim string, private bool, err error) {
 	dir, last := split(name)
+	if strings.HasPrefix(dir, privatePrefix) || strings.Contains(dir, "/"+privatePrefix) {
+		return 0, "", true, nil
+	}
 	if !strings.HasPrefix(last, whiteoutPrefix) {
 		return 0, "", false, nil
 	}

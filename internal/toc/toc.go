@@ -12,14 +12,18 @@
 //   - Directories that no entry names may be missing: a layer may hold a/b
 //     without a. Whoever merges layers takes a from a lower layer or makes it up.
 //   - A hard link may name an entry that this layer does not hold; then it is a
-//     lower layer's. One that the layer does hold is never itself a hard link.
+//     lower layer's. One that stands before its target names what lower layers have
+//     there, and the target only where they have nothing: so it is when layers are
+//     unpacked in order. A target that is itself a hard link comes after it.
 //   - A range of a file that no chunk covers is a hole and reads as zeros.
 //   - Two entries of one name: the last wins. A directory that follows a directory
 //     replaces its metadata and keeps its children; whatever replaces a directory by
-//     something else, or something else by anything, replaces all below it too. A
-//     hard link made before its target was replaced keeps the old target's data.
-//   - The order of entries is that of the layer, and carries one meaning: files lie
-//     in the device in that order, Replaced ones included.
+//     something else, or something else by anything, replaces all below it too, in
+//     lower layers as well. A hard link made before its target was replaced keeps the
+//     old target's data.
+//   - The order of entries is that of the layer, but for hard links and markers that
+//     have to come first. Files lie in the device in that order, Replaced ones
+//     included.
 //
 // Nothing here reads a blob beyond the ranges that it is told to, logs, or keeps
 // state.

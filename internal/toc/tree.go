@@ -36,10 +36,12 @@ type node struct {
 	marks  uint8
 }
 
-// Bits of node.marks, so that each marker is kept once.
+// Bits of node.marks: each marker is kept once.
 const (
 	markWhiteout = 1 << iota
 	markOpaque
+	// markOther: something else than a directory was there.
+	markOther
 )
 
 const rootNode = 0
@@ -129,7 +131,11 @@ func (t *tree) place(name string, entries []Entry) (int32, error) {
 		n := &t.nodes[at]
 		if n.entry >= cut && n.entry >= 0 && entries[n.entry].Type != Directory {
 			e := &entries[n.entry]
-			return 0, fmt.Errorf("%s lies below %s, which is a %s: %w", quote(name), quote(e.Name), e.Type, ErrInvalid)
+			to := ""
+			if e.Type == Symlink {
+				to = " to " + quote(e.Link)
+			}
+			return 0, fmt.Errorf("%s lies below %s, which is a %s%s: %w", quote(name), quote(e.Name), e.Type, to, ErrInvalid)
 		}
 		cut = max(cut, n.cut)
 		if rest == "" {
@@ -165,7 +171,11 @@ func (t *tree) find(name string) int32 {
 func (t *tree) set(n, i int32, entries []Entry) (old int32) {
 	nd := &t.nodes[n]
 	old, nd.entry = nd.entry, i
-	if entries[i].Type != Directory && nd.inside {
+	if entries[i].Type == Directory {
+		return old
+	}
+	nd.marks |= markOther
+	if nd.inside {
 		nd.cut = i
 		t.lastOK = false
 	}

@@ -4,7 +4,7 @@ import "fmt"
 
 // Validate tells whether t is what a Builder finishes: every entry right by
 // itself, no name twice, nothing below what is not a directory, hard links to no
-// hard link and no directory, compressed ranges within the blob.
+// hard link before them and no directory, compressed ranges within the blob.
 func (t *TOC) Validate() error {
 	if err := t.checkEach(true); err != nil {
 		return err
@@ -20,7 +20,8 @@ func (t *TOC) Validate() error {
 		if e.Type != Hardlink {
 			continue
 		}
-		if j := tree.find(e.Link); j >= 0 && (t.Entries[j].Type == Hardlink || t.Entries[j].Type == Directory) {
+		j := int(tree.find(e.Link))
+		if j >= 0 && (t.Entries[j].Type == Hardlink && j < i || t.Entries[j].Type == Directory) {
 			return fmt.Errorf("hard link %s to the %s %s: %w", quote(e.Name), t.Entries[j].Type, quote(e.Link), ErrInvalid)
 		}
 	}

@@ -220,8 +220,13 @@ func FuzzUnseal(f *testing.F) {
 	}
 	f.Add(plan.Bytes())
 	f.Add([]byte(`{"version":1}`))
-	f.Add([]byte(`{"version":2,"sum":"","content":null}`))
-	f.Add([]byte(`{"version":2,"sum":"37517e5f3dc66819f61f5a7bb8ace1921282415f10551d2defa5c3eb0985b570","content":[]}`))
+	for _, content := range []string{"null", "[]", "{}", `{"image":{"Layers":[{}]},"layers":[{}]}`} {
+		b, err := sealBytes([]byte(content))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		name := filepath.Join(dir, "plan.json")
 		if err := os.WriteFile(name, b, 0o600); err != nil {

@@ -31,7 +31,7 @@ import (
 
 // planVersion is the version of plans that this program reads and writes. It goes
 // up when the same image would get another filesystem image.
-const planVersion = 2
+const planVersion = 3
 
 // Plan is what an image is made of.
 type Plan struct {
