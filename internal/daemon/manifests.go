@@ -222,7 +222,7 @@ func (i *Instance) serveFiles(files *manifestFiles, d fileset.Device, open openD
 				return i.sources.wrapIn(tally, origin{Kind: kindOf(name), Name: name}, blob)
 			},
 		},
-		Anew: files.anew, Found: files.found, Report: i.report,
+		Anew: files.anew, Found: files.found, Report: i.filesReport,
 		Complete: func() {
 			if err := i.front.Settle(d.Object); err != nil {
 				i.report("letting reads through", err)
@@ -295,13 +295,26 @@ func (i *Instance) filesStatus(m *mountedImage) control.Mounted {
 	return out
 }
 
+// filesReport is told what goes wrong with files of a manifest and no reader is told.
+func (i *Instance) filesReport(what string, err error) {
+	if errors.Is(err, concat.ErrDigest) {
+		i.forgetRead()
+	}
+	i.report(what, err)
+}
+
+// forgetRead has what was read before it was known to be wrong not be read again. Its
+// range is missing, or denied, by now.
+func (i *Instance) forgetRead() {
+	if err := dropPageCache(); err != nil {
+		i.report("forgetting wrong data", err)
+	}
+}
+
 // fetchFailed is told errors of fetching that no reader gets, or gets as an errno only.
 func (i *Instance) fetchFailed(id ondemand.ObjectID, err error) {
 	if errors.Is(err, fetch.ErrDigest) {
-		// What was read before it was known to be wrong is not read again.
-		if err := dropPageCache(); err != nil {
-			i.report("forgetting wrong data", err)
-		}
+		i.forgetRead()
 	}
 	var part *concat.PartError
 	if errors.As(err, &part) { // status shows it with its file
