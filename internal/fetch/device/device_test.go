@@ -216,7 +216,7 @@ func (toctestSource) Close() error { return nil }
 
 // cut is a device as a blob of exactly the bytes of its one file.
 type cut struct {
-	*Blob
+	source.Blob
 	size int64
 }
 
