@@ -24,7 +24,7 @@ import (
 func TestManyReadsPendingAtOnce(t *testing.T) {
 	const processes, step = 8, 256 << 10
 	const size = processes * 2500 * step
-	i := newLacuna(t, "deadline = \"5m\"\nstall = \"5m\"\n")
+	i := newLacuna(t, "deadline = \"14m\"\nstall = \"14m\"\n")
 	gate := make(chan struct{})
 	closed := make(chan struct{}) // from then on answers wait for the gate
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -53,7 +53,7 @@ func TestManyReadsPendingAtOnce(t *testing.T) {
 	for n := range processes {
 		readers = append(readers, startMany(t, manyOrder{Path: file, Off: int64(n*each) * step, Step: step, Readers: each}))
 	}
-	instance.Eventually(t, 2*time.Minute, func() error {
+	instance.Eventually(t, 5*time.Minute, func() error {
 		if n := asleep(readers); n != processes*each {
 			return fmt.Errorf("%d readers sleep", n)
 		}
