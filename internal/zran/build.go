@@ -28,7 +28,8 @@ type Total struct {
 // Build reads a gzip file to its end and calls emit for each checkpoint in order;
 // the package comment says where they lie. Checkpoints are more than spanSize
 // bytes of decompressed data apart, and as many more as their blocks are long. The
-// Window is emit's to keep. An error of emit ends Build soon.
+// Window is emit's to keep. An error of emit ends Build soon. A hostile file can
+// have checkpoints at Out 0 without end, so emit bounds what it keeps.
 //
 // The decompressed data goes to out, unless that is nil. When emit is called, out
 // has been given nothing from Out on and lacks at most WindowSize bytes before it.

@@ -23,7 +23,8 @@ type Decoder struct {
 // that holds dst's last byte, so to In of the next checkpoint or to the file's end;
 // what follows does not matter. dst may run across members.
 //
-// It reads more of compressed than it needs. Where compressed, or the last
+// It reads more of compressed than it needs, and all of it where there is no data
+// in it: whoever hands it in bounds it. Where compressed, or the last
 // member, ends too early, the error is io.ErrUnexpectedEOF. After an error dst
 // holds no particular bytes.
 func (d *Decoder) Decode(dst []byte, c Checkpoint, compressed io.Reader) error {

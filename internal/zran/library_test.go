@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"io"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"testing"
@@ -15,14 +16,14 @@ import (
 // What input.inflate corrects is in the library, in just that form. Where this
 // fails the library has changed: read inflate's comment against its source.
 func TestLibraryCountsBytesTwiceAtStoredBlocks(t *testing.T) {
-	rnd := newRand(t)
+	rnd := rand.New(rand.NewPCG(1, 2)) // whether whole bytes are taken back is chance
 	var deflated bytes.Buffer
 	w, err := flate.NewWriter(&deflated, 6)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var ends []int // of the empty stored block of each flush
-	for range 5 {
+	for range 20 {
 		if _, err := w.Write(text(rnd, 2000)); err != nil {
 			t.Fatal(err)
 		}
@@ -51,10 +52,13 @@ func TestLibraryCountsBytesTwiceAtStoredBlocks(t *testing.T) {
 	last := int64(0)
 	for i, end := range ends {
 		drift := reported[i] - int64(end)
-		if drift <= last {
-			t.Errorf("offset of stored block %d is %d too high, after %d: the library does not count as it did", i, drift, last)
+		if drift < last {
+			t.Errorf("offset of stored block %d is %d too high, after %d", i, drift, last)
 		}
 		last = drift
+	}
+	if last == 0 {
+		t.Error("the library counts right: drop the correction")
 	}
 }
 
