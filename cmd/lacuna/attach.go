@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -161,7 +162,7 @@ open stays attached, and a directory stays bound while a process other than its
 daemon has an incomplete file of it open. An empty file that was covered is
 there again; otherwise the name is free. The files of a bound directory are
 ordinary sparse files afterwards, and their holes read as zeros. Of several,
-each is tried, and the highest exit status is told.
+each is tried, and the exit status is that of the first error.
 
   # lacuna detach --hydrate /mnt/big.iso
   # ls -l /mnt/big.iso
@@ -181,35 +182,40 @@ func (c *detachCmd) Run(a *app) error {
 	if err := given("detach", c.Files...); err != nil {
 		return err
 	}
-	return a.ask(func(ctx context.Context, client *control.Client) error {
-		status := 0
-		for _, file := range c.Files {
-			err := c.detach(ctx, a, client, file)
-			if err != nil && (len(c.Files) == 1 || ctx.Err() != nil) {
+	return a.askEach(c.Files, func(ctx context.Context, client *control.Client, path string) error {
+		if c.Hydrate {
+			if err := a.hydrate(ctx, client, path); err != nil {
 				return err
 			}
-			if err != nil { // the others are tried all the same
-				status = max(status, a.fail(err))
-			}
 		}
-		if status > 0 {
-			return errSilent(status)
-		}
-		return nil
+		return client.Detach(ctx, control.DetachRequest{Path: path, Hydrate: c.Hydrate})
 	})
 }
 
-func (c *detachCmd) detach(ctx context.Context, a *app, client *control.Client, file string) error {
-	path, err := filepath.Abs(file)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", file, err)
-	}
-	if c.Hydrate {
-		if err := a.hydrate(ctx, client, path); err != nil {
-			return err
+// askEach has do ask the instance for each path, which it makes absolute. Where one
+// of several fails the others are tried all the same.
+func (a *app) askEach(paths []string, do func(ctx context.Context, client *control.Client, path string) error) error {
+	return a.ask(func(ctx context.Context, client *control.Client) error {
+		first := 0
+		for _, p := range paths {
+			path, err := filepath.Abs(p)
+			if err != nil {
+				err = fmt.Errorf("find %s: %w", p, err)
+			} else {
+				err = do(ctx, client, path)
+			}
+			if err != nil && (len(paths) == 1 || ctx.Err() != nil) {
+				return err
+			}
+			if err != nil {
+				first = cmp.Or(first, a.fail(err))
+			}
 		}
-	}
-	return client.Detach(ctx, control.DetachRequest{Path: path, Hydrate: c.Hydrate})
+		if first > 0 {
+			return errSilent(first)
+		}
+		return nil
+	})
 }
 
 // ask connects to the instance, which must be there, and has do talk to it.
@@ -294,26 +300,28 @@ func (c *bindCmd) Run(a *app) error {
 	return a.print("bound %s (%s)\n", pathText(q.Dir), count(reply.Files, "file"))
 }
 
-// hydrateCmd fetches everything of a file.
+// hydrateCmd fetches everything of a file or a mount.
 type hydrateCmd struct {
-	File string `arg:"" name:"FILE" help:"The attached file."`
+	File string `arg:"" name:"FILE|DIR" help:"The attached file, or where an image or a manifest is mounted."`
 }
 
 // Help is the long help.
 func (hydrateCmd) Help() string {
-	return `FILE is an attached file. The command returns when all of its data is in the
-cache, durable, and verified where a digest is known; readers need not wait for
-it. When it is interrupted, what was fetched stays, and the same command goes
-on.
+	return `FILE is an attached file, DIR where an image or a manifest is mounted. The
+command returns when all of its data is in the cache, durable, and verified
+where a digest is known; it is read without the network then. Readers need not
+wait for it. When it is interrupted, what was fetched stays, and the same
+command goes on. Of a manifest, files that cannot be had are named, and the
+others are fetched.
 
   # lacuna hydrate /mnt/big.iso
   big.iso [#########.....................]  31% 1.4 of 4.4 GiB, 210 MiB/s
 
 EXIT STATUS
   0  everything is there
-  1  FILE is not attached, or no instance runs, or another error
+  1  nothing is attached or mounted there, or no instance runs, or another error
   2  wrong usage
-  4  the data does not have the digest of --sha256
+  4  the data does not have the digest that it must have
   5  the source cannot be reached, or has changed`
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -61,8 +62,16 @@ func verbHelp(w *textWriter, node *kong.Node) {
 	w.printf("\n%s\n%s\n", exitHeading, strings.TrimRight(exit, "\n"))
 }
 
-// synopsis is the usage line of a verb, wrapped between flags.
+// synopsis is the usage of a verb, a line for each of its forms, wrapped between flags.
 func synopsis(node *kong.Node) string {
+	if forms, ok := node.Target.Addr().Interface().(interface{ Usage() []string }); ok {
+		var lines []string
+		for n, form := range forms.Usage() {
+			lead := []string{"Usage: ", "       "}[min(n, 1)]
+			lines = append(lines, usageLine(lead+"lacuna "+node.Name, optional.FindAllString(form, -1)))
+		}
+		return strings.Join(lines, "\n")
+	}
 	var parts []string
 	for _, f := range node.Flags {
 		part := flagName(f)
@@ -81,7 +90,13 @@ func synopsis(node *kong.Node) string {
 		}
 		parts = append(parts, name)
 	}
-	usage := "Usage: lacuna " + node.Name
+	return usageLine("Usage: lacuna "+node.Name, parts)
+}
+
+// optional is an optional part of a usage line, or a word.
+var optional = regexp.MustCompile(`\[[^\]]*\]|\S+`)
+
+func usageLine(usage string, parts []string) string {
 	column := len(usage)
 	for _, part := range parts {
 		if column+1+len(part) > helpWidth {

@@ -90,6 +90,13 @@ func checkHelp(t *testing.T, verb, text string) {
 	if verb != "" && verb != "version" && !strings.Contains(text, "\n  # lacuna "+verb) {
 		t.Error("no session")
 	}
+	synopsis, flags, _ := strings.Cut(text, "\nFLAGS")
+	synopsis, _, _ = strings.Cut(synopsis, "\n\n")
+	for _, flag := range regexp.MustCompile(`(?m)^  (--[a-z-]+)`).FindAllStringSubmatch(flags, -1) {
+		if verb != "" && !strings.Contains(synopsis, flag[1]) {
+			t.Errorf("%s is missing in the usage", flag[1])
+		}
+	}
 	if global := strings.Count(text, "--log-format"); (verb == "") != (global == 1) {
 		t.Errorf("global flags are shown %d times", global)
 	}

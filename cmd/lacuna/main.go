@@ -124,6 +124,9 @@ func wrongUsage(args []string, err error) error {
 	if errors.As(err, &parse) && parse.Context != nil {
 		verb, _, _ = strings.Cut(parse.Context.Command(), " ")
 	}
+	if operands, found := strings.CutPrefix(message, "expected \""); found && verb != "" {
+		message = "expected " + strings.NewReplacer("<", "", ">", "", " ...", "...", "\"", "").Replace(operands)
+	}
 	switch {
 	case verb != "":
 		message, help = verb+": "+message, "lacuna "+verb+" --help"

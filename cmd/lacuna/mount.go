@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon"
+	"github.com/lacunafs/lacuna/internal/source/oci"
 )
 
 // mountCmd makes an image, or the files of a manifest, appear as a directory.
@@ -21,6 +24,14 @@ type mountCmd struct {
 	HostsDir   string `placeholder:"DIR" help:"Mirrors, as containerd's certs.d directory has them."`
 	PlainHTTP  bool   `name:"plain-http" help:"Speak to the registry without encryption."`
 	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
+}
+
+// Usage are the two forms of the command.
+func (mountCmd) Usage() []string {
+	return []string{
+		"[--platform OS/ARCH] [--authfile FILE] [--hosts-dir DIR] [--plain-http] [--foreground] IMAGE DIR",
+		"--manifest FILE [--foreground] DIR",
+	}
 }
 
 // Help is the long help.
@@ -125,13 +136,57 @@ func (c *mountCmd) check() error {
 			return wrong("mount: an image and a manifest; it is one or the other")
 		}
 		c.Dir, c.Image = c.Image, ""
+		if c.Platform != "" || c.Authfile != "" || c.HostsDir != "" || c.PlainHTTP {
+			return wrong("mount: --platform, --authfile, --hosts-dir and --plain-http are for images, not for a manifest")
+		}
 	} else if c.Image == "" {
 		return wrong("mount: no image is given")
 	}
 	if c.Dir == "" {
 		return wrong("mount: no directory is given")
 	}
-	return nil
+	if c.Manifest != "" {
+		return checkPath("--manifest", c.Manifest, false, "a JSON list of files; `lacuna mount --help` shows one")
+	}
+	return c.checkImage()
+}
+
+// checkImage finds what cannot be meant before anybody is asked.
+func (c *mountCmd) checkImage() error {
+	wrong := func(err error, hint string) error {
+		return &control.Error{Message: "mount: " + err.Error(), Hint: hint, Exit: control.ExitUsage}
+	}
+	if err := oci.CheckReference(c.Image); err != nil {
+		return wrong(err, "write registry.example/repository:tag, oci-layout:DIR or docker-archive:FILE")
+	}
+	if err := oci.CheckPlatform(c.Platform); err != nil {
+		return wrong(err, "write --platform linux/amd64 or linux/arm/v7")
+	}
+	if err := checkPath("--authfile", c.Authfile, false, "a file such as docker's config.json"); err != nil {
+		return err
+	}
+	return checkPath("--hosts-dir", c.HostsDir, true, "a directory that has one for each registry, as /etc/containerd/certs.d has")
+}
+
+// checkPath wants what a flag names to be there, and to be what it must be.
+func checkPath(flag, path string, directory bool, what string) error {
+	if path == "" {
+		return nil
+	}
+	wrong := ""
+	st, err := os.Stat(path)
+	var of *fs.PathError
+	switch {
+	case errors.As(err, &of):
+		wrong = of.Err.Error()
+	case directory && !st.IsDir():
+		wrong = "it is not a directory"
+	case !directory && st.IsDir():
+		wrong = "it is a directory"
+	default:
+		return nil
+	}
+	return &control.Error{Message: fmt.Sprintf("mount: %s %s: %s", flag, path, wrong), Hint: "name " + what, Exit: control.ExitUsage}
 }
 
 // absoluteImage makes the path in a reference absolute: the daemon lives elsewhere.
@@ -163,8 +218,8 @@ func dockerConfig() string {
 
 // umountCmd undoes mount.
 type umountCmd struct {
-	Dir  string `arg:"" name:"DIR" help:"Where it is mounted."`
-	Lazy bool   `help:"Take the name away at once, and the rest when nobody uses it any more."`
+	Dirs []string `arg:"" name:"DIR" help:"Where they are mounted."`
+	Lazy bool     `help:"Take the name away at once, and the rest when nobody uses it any more."`
 }
 
 // Help is the long help.
@@ -172,8 +227,9 @@ func (umountCmd) Help() string {
 	return `DIR is where an image or a manifest is mounted. A mount that somebody uses
 stays; the message names who. With --lazy its name goes at once, and those who
 use it are served until they are done. What was fetched stays in the cache.
+Of several, each is tried, and the exit status is that of the first error.
 
-  # lacuna umount /mnt/app
+  # lacuna umount /mnt/app /mnt/data
 
 EXIT STATUS
   0  it is unmounted
@@ -184,11 +240,10 @@ EXIT STATUS
 
 // Run is the verb.
 func (c *umountCmd) Run(a *app) error {
-	path, err := filepath.Abs(c.Dir)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", c.Dir, err)
+	if err := given("umount", c.Dirs...); err != nil {
+		return err
 	}
-	return a.ask(func(ctx context.Context, client *control.Client) error {
+	return a.askEach(c.Dirs, func(ctx context.Context, client *control.Client, path string) error {
 		return client.Umount(ctx, control.UmountRequest{Dir: path, Lazy: c.Lazy})
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 )
 
 // plainLog is the log of a foreground command: what its user should know, in
@@ -34,6 +35,9 @@ func (p *plainLog) Handle(_ context.Context, r slog.Record) error {
 	sep := ": "
 	attr := func(a slog.Attr) bool {
 		value := strings.ReplaceAll(a.Value.String(), "\n", "; ")
+		if a.Value.Kind() == slog.KindDuration {
+			value = a.Value.Duration().Round(time.Millisecond).String()
+		}
 		if a.Key == "err" {
 			fmt.Fprintf(&b, "%s%s", sep, value)
 		} else {

@@ -16,6 +16,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/fetch"
 	"github.com/lacunafs/lacuna/internal/image"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/concat"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
 	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/toc"
@@ -118,6 +119,8 @@ func explain(err error) (hint string, exit control.Exit) {
 		return "`lacuna features` lists what this kernel can do; Linux 6.14 or newer is needed", control.ExitNotSupported
 	case errors.Is(err, fetch.ErrDigest):
 		return "the source has other bytes than the digest says: check --sha256 and the address", control.ExitCorrupt
+	case errors.Is(err, concat.ErrDigest):
+		return "the source has other bytes than the manifest says: check sha256 and url of the file", control.ExitCorrupt
 	case errors.Is(err, toc.ErrDigest):
 		return "the registry, or a mirror or proxy before it, has other bytes than the manifest says: ask who runs it", control.ExitCorrupt
 	case errors.Is(err, prepare.ErrDamaged):
@@ -203,7 +206,7 @@ func explainErrno(err error) (hint string, exit control.Exit) {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return "free space on the cache's filesystem, or choose another cache with --root DIR", control.ExitError
 	case errors.Is(err, syscall.ENOTDIR):
-		return "a part of the path is a file: choose another place", control.ExitUsage
+		return "a part of the path is a file: choose another place", control.ExitError
 	case errors.Is(err, syscall.EBUSY):
 		return "close the files that are open, then try again", control.ExitInUse
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EPERM):

@@ -1,7 +1,9 @@
 package oci
 
 import (
+	"errors"
 	"fmt"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,14 +22,28 @@ func (p platform) String() string {
 	return s
 }
 
+// ErrPlatform: what is said to name a platform does not have the form.
+var ErrPlatform = errors.New("malformed platform")
+
+// platformPart is what os, architecture and variant are written with
+// (github.com/containerd/platforms, specifierRe).
+var platformPart = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
+
+// CheckPlatform tells whether s names a platform; empty is this machine's.
+func CheckPlatform(s string) error {
+	_, err := parsePlatform(s)
+	return err
+}
+
 // parsePlatform reads os/arch or os/arch/variant; empty is this machine's.
 func parsePlatform(s string) (platform, error) {
 	if s == "" {
 		return normal(platform{os: runtime.GOOS, arch: runtime.GOARCH}), nil
 	}
 	parts := strings.Split(s, "/")
-	if len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "") {
-		return platform{}, fmt.Errorf("platform %q is not os/arch or os/arch/variant", s)
+	malformed := slices.ContainsFunc(parts, func(p string) bool { return !platformPart.MatchString(p) })
+	if len(parts) < 2 || len(parts) > 3 || malformed {
+		return platform{}, fmt.Errorf("%w: %q is not os/arch or os/arch/variant", ErrPlatform, s)
 	}
 	p := platform{os: parts[0], arch: parts[1]}
 	if len(parts) == 3 {

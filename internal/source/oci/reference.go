@@ -1,10 +1,15 @@
 package oci
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/opencontainers/go-digest"
@@ -61,12 +66,12 @@ func parseReference(s string, exists func(string) bool) (reference, error) {
 	if rest, ok := strings.CutPrefix(s, archivePrefix); ok {
 		return parsePath(rest, true, exists)
 	}
-	if strings.Contains(s, "://") {
-		return reference{}, fmt.Errorf("%w: it has no scheme", ErrReference)
+	if scheme, _, found := strings.Cut(s, "://"); found {
+		return reference{}, fmt.Errorf("%w: it is written without %s://", ErrReference, scheme)
 	}
 	ref, err := name.ParseReference(s, name.WeakValidation)
 	if err != nil {
-		return reference{}, ErrReference
+		return reference{}, fmt.Errorf("%w: %s", ErrReference, whyMalformed(s))
 	}
 	r := reference{registry: ref.Context().RegistryStr(), repository: ref.Context().RepositoryStr()}
 	if r.registry == name.DefaultRegistry {
@@ -76,12 +81,72 @@ func parseReference(s string, exists func(string) bool) (reference, error) {
 	case name.Digest:
 		r.digest, err = digest.Parse(ref.DigestStr())
 		if err != nil {
-			return reference{}, fmt.Errorf("%w: its digest is none", ErrReference)
+			return reference{}, fmt.Errorf("%w: %s", ErrReference, whyMalformed(s))
 		}
 	case name.Tag:
 		r.tag = ref.TagStr()
 	}
+	if !r.wellFormed() {
+		return reference{}, fmt.Errorf("%w: %s", ErrReference, whyMalformed(s))
+	}
 	return r, nil
+}
+
+// Forms of the parts of a reference (distribution-spec, "Pulling manifests"), which
+// package name does not look at so closely.
+var (
+	repositoryForm = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagForm        = regexp.MustCompile(`^[0-9A-Za-z_][0-9A-Za-z_.-]{0,127}$`)
+	registryForm   = regexp.MustCompile(`^([0-9A-Za-z][0-9A-Za-z.-]*|\[[0-9A-Fa-f:.]+\])(:([0-9]{1,5}))?$`)
+)
+
+func (r reference) wellFormed() bool {
+	host := registryForm.FindStringSubmatch(r.registry)
+	if host == nil || !repositoryForm.MatchString(r.repository) || r.digest == "" && !tagForm.MatchString(r.tag) {
+		return false
+	}
+	port, err := strconv.Atoi(cmp.Or(host[3], "443"))
+	return err == nil && port > 0 && port <= 65535
+}
+
+// CheckReference tells, without asking anybody, whether ref may name an image.
+func CheckReference(ref string) error {
+	if _, err := parseReference(ref, exists); err != nil {
+		return fmt.Errorf("open image %q: %w", ref, err)
+	}
+	return nil
+}
+
+// whyMalformed says what is wrong with what is no reference of a registry.
+func whyMalformed(s string) string {
+	name, dgst, hasDigest := strings.Cut(s, "@")
+	_, parseErr := digest.Parse(dgst)
+	switch {
+	case strings.TrimSpace(s) == "":
+		return "it is empty"
+	case strings.ContainsFunc(s, unicode.IsSpace):
+		return "there is a blank in it"
+	case strings.Contains(dgst, "@"):
+		return "it has two digests"
+	case hasDigest && parseErr != nil:
+		return "its digest is not sha256: with 64 hexadecimal digits"
+	case strings.HasPrefix(name, "/"), strings.HasPrefix(name, "."):
+		return "it is a path"
+	}
+	kind, rest, _ := strings.Cut(name, ":")
+	if slices.Contains([]string{"oci", "oci-archive", "docker", "docker-daemon", "dir", "containers-storage"}, kind) && strings.Contains(rest, "/") {
+		return fmt.Sprintf("images are not read from %s:", kind)
+	}
+	i := strings.LastIndexByte(name, ':')
+	if tag := name[i+1:]; i >= 0 && !strings.Contains(tag, "/") {
+		if name = name[:i]; !tagForm.MatchString(tag) {
+			return fmt.Sprintf("%q is no tag", tag)
+		}
+	}
+	if _, repository, _ := strings.Cut(name, "/"); repository != strings.ToLower(repository) || name != strings.ToLower(name) && repository == "" {
+		return "repositories are written in lower case"
+	}
+	return fmt.Sprintf("%q is no registry and repository", name)
 }
 
 // parsePath reads PATH, PATH:TAG and, of layouts, PATH@DIGEST. Where several

@@ -52,6 +52,49 @@ func TestParseReference(t *testing.T) {
 	}
 }
 
+// What is wrong is said, and nobody is asked.
+func TestMalformedReferences(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                   "it is empty",
+		" ":                                  "it is empty",
+		"registry.test/App:1":                "lower case",
+		"Foo/Bar":                            "lower case",
+		"App":                                "lower case",
+		"registry.test/app:":                 `"" is no tag`,
+		"registry.test/app:-x":               `"-x" is no tag`,
+		"registry.test/app:a b":              "a blank",
+		"registry.test/app@sha256:abc":       "its digest",
+		"registry.test/app@md5:abc":          "its digest",
+		"a@" + someDigest + "@" + someDigest: "two digests",
+		"docker://registry.test/app":         "without docker://",
+		"oci:/x":                             "not read from oci:",
+		"dir:/tmp":                           "not read from dir:",
+		"containers-storage:a/b":             "not read from containers-storage:",
+		"/mnt/x":                             "it is a path",
+		"./x":                                "it is a path",
+		"registry.test//app":                 "no registry and repository",
+		"registry.test:99999/app":            "no registry and repository",
+		"registry.test/a..b":                 "no registry and repository",
+		"registry.test/":                     "no registry and repository",
+		"oci-layout:":                        "a path is missing",
+		"docker-archive:":                    "a path is missing",
+		"oci-layout:/x:":                     "the tag is empty",
+	} {
+		err := CheckReference(text)
+		if !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if err := errors.Join(CheckReference("registry.test:5000/a/b__c:V1.0"), CheckPlatform(""), CheckPlatform("linux/arm/v7")); err != nil {
+		t.Error(err)
+	}
+	for _, text := range []string{"linux", "linux/", "a b/c", "linux/arm/v7/x", "/"} {
+		if err := CheckPlatform(text); !errors.Is(err, ErrPlatform) {
+			t.Errorf("platform %q: %v", text, err)
+		}
+	}
+}
+
 // FuzzReference: what parses is the same when its full form is parsed.
 func FuzzReference(f *testing.F) {
 	for _, s := range []string{"busybox", "localhost:5000/a:b", "a.b/c@" + someDigest, "oci-layout:/a:b", "docker-archive:x:y/z:1"} {
