@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/lacunafs/lacuna/internal/fetch/device"
+	"github.com/lacunafs/lacuna/internal/toc"
 	"github.com/lacunafs/lacuna/internal/toc/estargz"
 	"github.com/lacunafs/lacuna/internal/toc/toctest"
 )
@@ -121,5 +123,37 @@ func TestLayersWithoutRangesSayWhyTheyAreScanned(t *testing.T) {
 		if l.Format != Scanned || (l.Why != "") != (from.toc != "") {
 			t.Errorf("%+v", l)
 		}
+	}
+}
+
+// A layer with names that JSON cannot have is read whole: they would be others, and
+// two of them one.
+func TestLayersOfNamesThatAreNotUTF8AreScanned(t *testing.T) {
+	tar := toctest.Tar(t, []toctest.File{toctest.Reg("caf\xe9", []byte("one")), toctest.Reg("caf\xff", []byte("two"))})
+	for _, format := range []Format{EStargz, ZstdChunked} {
+		t.Run(string(format), func(t *testing.T) {
+			b := newBench(t)
+			data, annotations := built(t, format, tar, 0)
+			img := b.image("one/a:v1", layer{data: data})
+			img.Layers[0].Annotations = annotations
+			p := b.prepare(img, Asked{Ref: "a"}, 1)
+			l := p.Layers[0]
+			if l.Format != Scanned || !l.Verified || !strings.Contains(l.Why, string(format)) || p.Files != 2 {
+				t.Errorf("%+v, %d files", l, p.Files)
+			}
+			kept, _, err := b.loadTOC(l.Device)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, e := range kept.Entries {
+				if e.Type == toc.Regular {
+					names = append(names, e.Name)
+				}
+			}
+			if !slices.Equal(names, []string{"caf\xe9", "caf\xff"}) {
+				t.Errorf("%q", names)
+			}
+		})
 	}
 }

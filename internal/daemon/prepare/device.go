@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/fetch/device"
@@ -83,6 +85,28 @@ func (l *Library) cached(j *Job, n int) (p prepared, found bool) {
 		return prepared{Layer: layer, toc: t}, true
 	}
 	return p, false
+}
+
+// lossyName finds a name with U+FFFD in a table of contents that is JSON. Its writers
+// put that in place of bytes that are no UTF-8 (encoding/json), so that the name may be
+// another's, or several others'. What lower layers have by that name would not be
+// hidden, and nobody would find the file by its own.
+func lossyName(t *toc.TOC) (name string, found bool) {
+	lossy := func(s string) bool { return strings.ContainsRune(s, utf8.RuneError) }
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		for _, s := range []string{e.Name, e.Link} {
+			if lossy(s) {
+				return s, true
+			}
+		}
+		for _, x := range e.Xattrs {
+			if lossy(x.Name) {
+				return x.Name, true
+			}
+		}
+	}
+	return "", false
 }
 
 func exists(root *cache.Root, layer Layer) bool {

@@ -167,6 +167,10 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 		if err != nil {
 			return prepared{}, err
 		}
+		if name, found := lossyName(reading.TOC); found {
+			why = fmt.Sprintf("as %s: the name %q may stand for others, whose bytes are no UTF-8", r.format, name)
+			break
+		}
 		// Whether its chunks can be had as a device is found out here.
 		d, err := device.New(blob, reading.TOC, l.gate)
 		if errors.Is(err, device.ErrChunk) {

@@ -7,8 +7,9 @@
 // reads both, or two where the table is larger than what a Layer keeps of its end.
 // (stargz-snapshotter, docs/estargz.md; estargz/types.go and gzip.go.)
 //
-// The JSON has times in whole seconds, and names and values that are not UTF-8
-// as its writer put them; that is the format's loss.
+// The JSON has times in whole seconds, and names that are not UTF-8 as its writer put
+// them, mostly with U+FFFD for each wrong byte; that is the format's loss, and who reads
+// the table of contents decides what to do about such names.
 package estargz
 
 import (

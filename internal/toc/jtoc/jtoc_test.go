@@ -216,6 +216,25 @@ func BenchmarkRead120k(b *testing.B) {
 	}
 }
 
+// One directory of 100,000 names.
+func TestManyFilesInOneDirectory(t *testing.T) {
+	const n = 100_000
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf(`{"name":"d/%d","type":"reg","size":5,"offset":%d}`, i*7919%n, 10+i))
+	}
+	got, err := Read(strings.NewReader(entries(list...)), Layout{BlobSize: 2 * n, DataEnd: 2*n - 1, Codec: toc.Gzip})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := got.Validate(); err != nil {
+		t.Error(err)
+	}
+	if e := got.Entries[n-1]; len(got.Entries) != n || e.Name != fmt.Sprintf("d/%d", (n-1)*7919%n) {
+		t.Errorf("%d entries, the last %q", len(got.Entries), e.Name)
+	}
+}
+
 // FuzzRead wants what Read takes to be JSON, and its TOC to be valid.
 func FuzzRead(f *testing.F) {
 	f.Add([]byte(large(3)))

@@ -69,7 +69,7 @@ func item(h *tar.Header, data []byte, loss Loss) (Item, bool) {
 	switch {
 	case last == ".wh..wh..opq":
 		return Item{Entry: toc.Entry{Name: dir, Type: toc.Opaque}}, true
-	case strings.HasPrefix(last, ".wh..wh."):
+	case strings.HasPrefix(last, ".wh..wh."), strings.Contains("/"+dir, "/.wh..wh."):
 		return Item{}, false
 	case strings.HasPrefix(last, ".wh."):
 		return Item{Entry: toc.Entry{Name: path.Join(dir, last[4:]), Type: toc.Whiteout}}, true
