@@ -1,0 +1,9 @@
+package soci_test
+
+import (
+	"testing"
+
+	"github.com/lacunafs/lacuna/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
