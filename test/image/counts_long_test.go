@@ -8,7 +8,8 @@ const (
 	manyFiles     = 120_000
 	workerKills   = 200
 	upgrades      = 100
+	roomStep      = 4 << 10 // bytes, by which the room on a full disk grows
 )
 
 // faultFormats are those that meet every fault of a registry.
-var faultFormats = []string{"estargz", "zstdchunked"}
+var faultFormats = []string{"estargz", "zstdchunked", "gzip", "zstd", "tar"}
