@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // node is an inode of a flattened tree; hard links share one.
@@ -41,7 +42,7 @@ type unpacker struct {
 // loss says what a format cannot carry.
 type loss struct {
 	fractions bool // of a second: times are rounded
-	bytes     bool // names are JSON, which has each wrong byte as U+FFFD
+	bytes     bool // of names that are not UTF-8: the layer is read whole
 }
 
 // unpack flattens layers, which are tar files, the lowest first.
@@ -49,12 +50,32 @@ func unpack(t testing.TB, layers [][]byte, l loss) *node {
 	t.Helper()
 	u := &unpacker{t, newDir()}
 	for _, layer := range layers {
+		l := l
+		if l.bytes && !hasUTF8(t, layer) {
+			l = loss{} // it is read whole
+		}
 		// A whiteout is about the layers below, wherever it stands.
 		u.each(layer, l, func(h *tar.Header, _ io.Reader) { u.hide(h.Name) })
 		u.each(layer, l, u.add)
 	}
 	count(u.root)
 	return u.root
+}
+
+// hasUTF8 tells whether all names of a layer are.
+func hasUTF8(t testing.TB, layer []byte) bool {
+	for r := tar.NewReader(bytes.NewReader(layer)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return true
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
+			t.Fatal(err)
+		}
+		if !utf8.ValidString(h.Name + h.Linkname) {
+			return false
+		}
+	}
 }
 
 func (u *unpacker) each(layer []byte, l loss, do func(*tar.Header, io.Reader)) {
@@ -70,9 +91,6 @@ func (u *unpacker) each(layer []byte, l loss, do func(*tar.Header, io.Reader)) {
 		h.Name = strings.TrimPrefix(path.Clean("/"+h.Name), "/")
 		if l.fractions {
 			h.ModTime = h.ModTime.Round(time.Second)
-		}
-		if l.bytes {
-			h.Name, h.Linkname = string([]rune(h.Name)), string([]rune(h.Linkname))
 		}
 		switch h.Name {
 		case "stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark":
