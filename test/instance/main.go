@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,8 +36,19 @@ type run struct{ m *testing.M }
 
 // Run is leaktest's.
 func (r run) Run() (status int) {
-	dir, err := os.MkdirTemp("/var/tmp", "lacuna-test-")
+	sweepDead()
+	dir, err := os.MkdirTemp(parent, prefix)
+	var held *os.File
 	if err == nil {
+		held, err = hold(dir)
+	}
+	if err == nil {
+		defer func() {
+			if err := held.Close(); err != nil {
+				fmt.Fprintln(os.Stderr, "instance:", err)
+				status = 1
+			}
+		}()
 		place.dir, place.binary = dir, filepath.Join(dir, "lacuna")
 		err = build(place.binary)
 	}
@@ -50,6 +62,43 @@ func (r run) Run() (status int) {
 		status = max(status, 1)
 	}
 	return status
+}
+
+// Directories of runs.
+const parent, prefix = "/var/tmp", "lacuna-run-"
+
+// hold marks dir as that of a run that goes on; the end of the process unmarks it.
+func hold(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// sweepDead ends what runs have left that were killed, or ran out of time. A run
+// that is just beginning may not hold its directory yet.
+func sweepDead() {
+	dirs, err := filepath.Glob(filepath.Join(parent, prefix+"*"))
+	for _, dir := range dirs {
+		st, gone := os.Stat(dir)
+		if gone != nil || time.Since(st.ModTime()) < time.Minute {
+			continue
+		}
+		held, taken := hold(dir)
+		if taken != nil {
+			continue
+		}
+		left := Sweep(dir)
+		fmt.Fprintln(os.Stderr, "instance: swept", dir, "of a run that was killed:", left)
+		err = errors.Join(err, os.RemoveAll(dir), held.Close())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "instance:", err)
+	}
 }
 
 func build(binary string) error {
