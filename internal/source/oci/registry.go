@@ -72,7 +72,9 @@ func (r *registry) newHost(said hosts.Host, opts Options, shared *http.Transport
 		userAgent: opts.UserAgent, transport: shared, stall: opts.Stall,
 	}
 	if said.API != nil {
-		h.api = *said.API
+		if h.api = *said.API; h.api.Host == dockerHub {
+			h.api.Host = dockerHubAPI // as people write it
+		}
 	} else {
 		h.api, h.guess = r.own(opts)
 	}
@@ -86,6 +88,9 @@ func (r *registry) newHost(said hosts.Host, opts Options, shared *http.Transport
 		}
 		c := opts.connections()
 		c.TLS, c.Connect = tls, cmp.Or(said.Connect, c.Connect)
+		if said.Proxy != nil {
+			c.Proxy = http.ProxyURL(said.Proxy)
+		}
 		h.transport = ranged.NewTransport(c)
 	}
 	name := h.api.Host

@@ -116,3 +116,54 @@ esac
 		}
 	}
 }
+
+// The ways in which registries are written down.
+func TestKeySpellings(t *testing.T) {
+	for key, registries := range map[string][]string{
+		"https://index.docker.io/v1/":  {"docker.io", "index.docker.io", "registry-1.docker.io"},
+		"index.docker.io":              {"docker.io"},
+		"docker.io":                    {"docker.io", "index.docker.io"},
+		"https://registry-1.docker.io": {"docker.io"},
+		"https://a.test":               {"a.test"},
+		"http://a.test:5000/v1/":       {"a.test:5000"},
+		"https://a.test/v2":            {"a.test"},
+		"a.test:5000":                  {"a.test:5000"},
+		"[::1]:5000":                   {"[::1]:5000"},
+	} {
+		entry := fmt.Sprintf(`{%q: {"auth": %q}}`, key, basic("u:p"))
+		for _, registry := range registries {
+			want := auth.Credential{Username: "u", Password: "p"}
+			if got, err := keyring(t, `{"auths": `+entry+`}`).Look(t.Context(), registry, "x/y"); err != nil || got != want {
+				t.Errorf("%s for %s: %+v, %v", key, registry, got, err)
+			}
+		}
+		if got, err := keyring(t, `{"auths": `+entry+`}`).Look(t.Context(), "b.test", "x/y"); err != nil || got != (auth.Credential{}) {
+			t.Errorf("%s for b.test: %+v, %v", key, got, err)
+		}
+	}
+}
+
+// The program of a registry comes before that of all, and before what is written down;
+// who has none is looked for further on. Programs are asked by the key in the file.
+func TestCredentialHelpers(t *testing.T) {
+	program(t, "one", `
+read -r server || true
+case "$server" in
+one.test:5000|https://index.docker.io/v1/) echo "{\"Username\":\"one\",\"Secret\":\"$server\"}" ;;
+*) echo "credentials not found in native keychain"; exit 1 ;;
+esac
+`)
+	program(t, "all", `echo '{"Username":"<token>","Secret":"all"}'`)
+	k := keyring(t, `{"credHelpers":{"one.test:5000":"one","https://index.docker.io/v1/":"one","asked.test":"one"},"credsStore":"all",
+		"auths":{"one.test:5000":{"auth":"`+basic("f:f")+`"},"asked.test":{},"https://index.docker.io/v1/":{}}}`)
+	for registry, want := range map[string]auth.Credential{
+		"one.test:5000": {Username: "one", Password: "one.test:5000"},
+		"docker.io":     {Username: "one", Password: "https://index.docker.io/v1/"},
+		"asked.test":    {IdentityToken: "all"},
+		"one.test":      {IdentityToken: "all"},
+	} {
+		if got, err := k.Look(t.Context(), registry, "r"); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", registry, got, err)
+		}
+	}
+}

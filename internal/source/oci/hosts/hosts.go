@@ -43,6 +43,9 @@ type Host struct {
 	Header http.Header
 	// Connect bounds connecting; 0: nothing said.
 	Connect time.Duration
+	// Proxy is asked in the host's place, whatever the environment says; nil:
+	// nothing said.
+	Proxy *url.URL
 }
 
 // Load returns the hosts of registry below root; nil where nothing is said
@@ -109,6 +112,7 @@ type table struct {
 	Header       map[string]any `toml:"header"`
 	OverridePath bool           `toml:"override_path"`
 	DialTimeout  string         `toml:"dial_timeout"`
+	Proxy        string         `toml:"proxy"`
 }
 
 // Parse reads a hosts.toml that lies in dir. The last host is the one of the
@@ -212,7 +216,22 @@ func (t table) host(dir, server string) (h Host, err error) {
 			return h, fmt.Errorf("dial_timeout %q is no duration", t.DialTimeout)
 		}
 	}
-	return h, nil
+	h.Proxy, err = proxy(t.Proxy)
+	return h, err
+}
+
+// proxy is the address of a proxy of a kind that net/http knows.
+func proxy(address string) (*url.URL, error) {
+	if address == "" {
+		return nil, nil
+	}
+	u, err := url.Parse(address)
+	switch {
+	case err != nil, u.Hostname() == "", !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme),
+		u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "":
+		return nil, errors.New("proxy is no URL of a proxy, such as http://proxy.example:8080") // it may have a password
+	}
+	return u, nil
 }
 
 // api is the root of the API of server, which is a URL or a host. The path is
@@ -283,7 +302,7 @@ func pairs(dir string, value any) ([][2]string, error) {
 			return nil, errors.New("client: neither a file nor a pair of files")
 		}
 		pair := [2]string{absolute(dir, files[0])}
-		if len(files) == 2 {
+		if len(files) == 2 && files[1] != "" {
 			pair[1] = absolute(dir, files[1])
 		}
 		all = append(all, pair)

@@ -28,11 +28,12 @@ server = "https://registry-1.docker.io"
 [host."http://10.0.0.1:5000/v2/"]
   capabilities = ["pull", "resolve", "push"]
   ca = ["/etc/a.crt", "b.crt"]
-  client = [["/etc/c.cert", "c.key"], ["d.pem"]]
+  client = [["/etc/c.cert", "c.key"], ["d.pem"], ["e.pem", ""]]
+  proxy = "socks5://proxy.test:1080/"
 
 [host."other.test/harbor/proxy/"]
   override_path = true
-  client = "one.pem"
+  client = ["one.pem", "/two.pem"]
   future = "key"
 `
 
@@ -56,14 +57,32 @@ func TestParse(t *testing.T) {
 	}
 	b := all[1]
 	if !b.Pull || !b.Resolve || !reflect.DeepEqual(b.CA, []string{"/etc/a.crt", "/d/b.crt"}) ||
-		!reflect.DeepEqual(b.Client, [][2]string{{"/etc/c.cert", "/d/c.key"}, {"/d/d.pem", ""}}) {
+		!reflect.DeepEqual(b.Client, [][2]string{{"/etc/c.cert", "/d/c.key"}, {"/d/d.pem", ""}, {"/d/e.pem", ""}}) ||
+		b.Proxy == nil || b.Proxy.Host != "proxy.test:1080" || b.Plain() {
 		t.Errorf("%+v", b)
 	}
-	if c := all[2]; !reflect.DeepEqual(c.Client, [][2]string{{"/d/one.pem", ""}}) || !c.Pull || !c.Resolve {
+	if c := all[2]; !reflect.DeepEqual(c.Client, [][2]string{{"/d/one.pem", ""}, {"/two.pem", ""}}) || !c.Pull || !c.Resolve {
 		t.Errorf("%+v", c)
 	}
 	if d := all[3]; !d.Plain() || !d.Pull || !d.Resolve {
 		t.Errorf("%+v", d)
+	}
+}
+
+// The keys of the table apply to the server where they stand before the hosts.
+func TestParseServer(t *testing.T) {
+	all, err := hosts.Parse("/d", []byte("server = \"own.test\"\ncapabilities = [\"pull\"]\nca = \"/own.crt\"\nclient = \"c.pem\"\nskip_verify = true\n"+
+		"override_path = true\nproxy = \"http://p.test\"\n[header]\nx = \"1\"\n[host.\"m.test\"]\n"))
+	if err != nil || len(all) != 2 {
+		t.Fatal(all, err)
+	}
+	h := all[1]
+	if h.API.String() != "https://own.test" || !h.Pull || h.Resolve || !h.SkipVerify || h.Header.Get("X") != "1" || h.Proxy.Host != "p.test" ||
+		!reflect.DeepEqual(h.CA, []string{"/own.crt"}) || !reflect.DeepEqual(h.Client, [][2]string{{"/d/c.pem", ""}}) {
+		t.Errorf("%+v", h)
+	}
+	if m := all[0]; !m.Plain() || m.Header != nil || !m.Resolve || m.API.Path != "/v2" {
+		t.Errorf("a host took what is said of the server: %+v", m)
 	}
 }
 
@@ -72,6 +91,7 @@ func TestParseRefuses(t *testing.T) {
 		"server", `server = 5`, `server = "https://"`, `server = "https://a b"`, `server = "https://u:p@a.test"`,
 		`server = "https://a.test/?x=y"`, `capabilities = ["fly"]`, `ca = 5`, `ca = [5]`, `client = 5`, `client = [["a","b","c"]]`,
 		`client = [[]]`, `dial_timeout = "soon"`, `dial_timeout = "-1s"`, "[header]\nx = 5", `[host.""]`, "[host.\"%zz\"]", `host = 5`,
+		`proxy = "proxy.test:8080"`, `proxy = "ftp://p.test"`, `proxy = "http://p.test/x"`, `proxy = "http://"`,
 	} {
 		if all, err := hosts.Parse("/d", []byte(text)); err == nil {
 			t.Errorf("%s parsed as %+v", text, all)
@@ -94,11 +114,15 @@ func TestLoad(t *testing.T) {
 		t.Errorf("nothing there: %v, %v", all, err)
 	}
 	write("a.test_5000_", "hosts.toml", `server = "escaped.test"`)
+	write("b.test:5000", "hosts.toml", `server = "colon.test"`)
+	write("[::1]_5000_", "hosts.toml", `server = "six.test"`)
 	write("a.test", "hosts.toml", `server = "name.test"`)
 	write("certs.test", "ca.crt", "")
 	write("certs.test", "client.cert", "")
 	write("broken.test", "hosts.toml", `server = `)
-	for registry, want := range map[string]string{"a.test:5000": "escaped.test", "a.test": "name.test"} {
+	for registry, want := range map[string]string{
+		"a.test:5000": "escaped.test", "a.test": "name.test", "b.test:5000": "colon.test", "[::1]:5000": "six.test",
+	} {
 		all, err := hosts.Load(root, registry)
 		if err != nil || len(all) != 1 || all[0].API.Host != want {
 			t.Errorf("%s: %+v, %v", registry, all, err)
@@ -115,6 +139,9 @@ func TestLoad(t *testing.T) {
 		t.Errorf("..: %v, %v", all, err)
 	}
 	write("_default", "hosts.toml", `[host."m.test"]`)
+	if all, err := hosts.Load(root, "a.test:5001"); err != nil || len(all) != 2 || all[0].API.Host != "m.test" {
+		t.Errorf("the port that nothing is said of: %+v, %v", all, err)
+	}
 	all, err = hosts.Load(root, "any.test")
 	if err != nil || len(all) != 2 || all[0].API.Host != "m.test" || all[1].API != nil {
 		t.Errorf("_default: %+v, %v", all, err)

@@ -10,7 +10,7 @@ import (
 // Plain tells whether h says nothing about how connections are made, so that
 // they can be those of every other host.
 func (h Host) Plain() bool {
-	return len(h.CA) == 0 && len(h.Client) == 0 && !h.SkipVerify && h.Connect == 0
+	return len(h.CA) == 0 && len(h.Client) == 0 && !h.SkipVerify && h.Connect == 0 && h.Proxy == nil
 }
 
 // TLS is standard, which may be nil, with what h says added.
