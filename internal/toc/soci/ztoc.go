@@ -114,15 +114,18 @@ func fetch(ctx context.Context, z toc.Blob) (*flat, error) {
 		}
 		head = append(head, more...)
 	}
-	f := &flat{size: size, text: toc.MaxText, pieces: []piece{{0, head}}}
-	if end = max(end, int64(len(head))); end < size {
-		tail, err := read(ctx, z, end, size-end)
-		if err != nil {
-			return nil, err
-		}
-		f.pieces = append(f.pieces, piece{end, tail})
+	if known := int64(len(head)); known >= end { // no hole, so one piece
+		begin, end = known, known
 	}
-	return f, nil
+	tail, err := read(ctx, z, end, size-end)
+	if err != nil {
+		return nil, err
+	}
+	pieces := []piece{{0, head}, {end, tail}}
+	if begin == end {
+		pieces = []piece{{0, append(head, tail...)}}
+	}
+	return &flat{size: size, text: toc.MaxText, pieces: pieces}, nil
 }
 
 // find is the range of the checkpoints in a zTOC that begins with head. It
