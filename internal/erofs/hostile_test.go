@@ -66,30 +66,58 @@ func FuzzReader(f *testing.F) {
 		if int(at) < len(b) {
 			copy(b[at:], patch)
 		}
-		seal(b)
-		err := exercise(b)
-		if err == nil {
-			tree, err := open(t, b).Tree()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var again bytes.Buffer
-			if err := Write(&again, tree); errors.Is(err, ErrInvalid) {
-				return
-			} else if err != nil {
-				t.Fatal(err)
-			}
-			back, err := open(t, again.Bytes()).Tree()
-			if err != nil {
-				t.Fatal(err)
-			}
-			diff(t, flat(back.Root), flat(tree.Root))
-			return
+		judge(t, b)
+	})
+}
+
+// FuzzPatchedImage changes bytes of images that have something of everything: three
+// bytes of patches are a place, the fourth is what to put there.
+func FuzzPatchedImage(f *testing.F) {
+	small := &Image{Root: manyFiles(20), Devices: []Device{{"d", 3}}}
+	small.Root.Children[3].Inode.Size = 5000
+	small.Root.Children[4].Inode.Xattrs = manyXattrs(3)
+	images := [][]byte{write(f, small), write(f, sample()), write(f, &Image{Root: dir(nil)})}
+	f.Add(uint8(0), []byte{})
+	for n := range images {
+		f.Add(uint8(n), []byte{0, 4, 80, 4, 0, 4, 13, 255})
+	}
+	f.Fuzz(func(t *testing.T, which uint8, patches []byte) {
+		b := bytes.Clone(images[int(which)%len(images)])
+		for ; len(patches) >= 4; patches = patches[4:] {
+			at := int(patches[0])<<16 | int(patches[1])<<8 | int(patches[2])
+			b[at%len(b)] = patches[3]
 		}
+		judge(t, b)
+	})
+}
+
+// judge wants of an image an error that is of a kind, or a tree; where that can be
+// written again it is the same.
+func judge(t *testing.T, b []byte) {
+	t.Helper()
+	seal(b)
+	err := exercise(b)
+	if err != nil {
 		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotSupported) {
 			t.Fatalf("error without a reason: %v", err)
 		}
-	})
+		return
+	}
+	tree, err := open(t, b).Tree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again bytes.Buffer
+	if err := Write(&again, tree); errors.Is(err, ErrInvalid) {
+		return
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	back, err := open(t, again.Bytes()).Tree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	diff(t, flat(back.Root), flat(tree.Root))
 }
 
 // TestDamagedImages changes bytes of an image that has one of everything.
