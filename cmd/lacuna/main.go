@@ -43,7 +43,7 @@ type cli struct {
 	Attach   attachCmd   `cmd:"" help:"Make a file behind a URL appear on this disk at once."`
 	Detach   detachCmd   `cmd:"" help:"Take an attached file or a bound directory away again."`
 	Bind     bindCmd     `cmd:"" help:"Serve a directory of hollow files to a daemon of your own."`
-	Hydrate  hydrateCmd  `cmd:"" help:"Fetch everything of an attached file."`
+	Hydrate  hydrateCmd  `cmd:"" help:"Fetch everything of an attached file or a mount."`
 	Status   statusCmd   `cmd:"" help:"Show what is served and how it goes."`
 	Inspect  inspectCmd  `cmd:"" help:"Show an object of the cache."`
 	Check    checkCmd    `cmd:"" help:"Prove what the cache says of its objects."`

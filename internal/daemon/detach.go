@@ -167,37 +167,6 @@ func dropPlaceholder(rec record) error {
 	return os.Remove(rec.Path)
 }
 
-// Hydrate fetches everything of an attached file, and verifies it where a
-// digest is known.
-func (i *Instance) Hydrate(ctx context.Context, q control.HydrateRequest, progress func(control.Progress)) error {
-	path, err := canonical("hydrate", q.File)
-	if err != nil {
-		return err
-	}
-	_, err = i.hydrate(ctx, path, progress)
-	return err
-}
-
-func (i *Instance) hydrate(ctx context.Context, path string, progress func(control.Progress)) (*servedObject, error) {
-	i.mu.Lock()
-	f, err := i.attachedLocked("hydrate", path)
-	if err != nil {
-		i.mu.Unlock()
-		return nil, err
-	}
-	object := f.object
-	i.mu.Unlock()
-	id := object.cached.ID()
-	err = i.fetcher.Hydrate(ctx, id, func(present, total int64) { progress(control.Progress{Present: present, Total: total}) })
-	if err != nil {
-		return nil, fmt.Errorf("hydrate %s: %w", path, err)
-	}
-	if err := object.cached.Checkpoint(); err != nil {
-		return nil, fmt.Errorf("hydrate %s: %w", path, err)
-	}
-	return object, i.front.Settle(id)
-}
-
 // copyOut makes a whole copy of the attached file, on the same filesystem and
 // without a name yet: nothing is left of it if it is not needed after all.
 func (i *Instance) copyOut(ctx context.Context, path string) (object *servedObject, out *os.File, err error) {

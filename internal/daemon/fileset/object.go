@@ -98,6 +98,9 @@ func (s *Set) verifyComplete(first, last int) {
 		s.mu.Lock()
 		st := s.states[n]
 		if !s.closed && !s.busy[n] && !st.Verified && !st.Wrong {
+			if len(s.busy) == 0 {
+				s.idle = make(chan struct{})
+			}
 			s.busy[n] = true
 			s.tasks.Go(func() { s.verify(n) })
 		}
@@ -119,7 +122,9 @@ func (s *Set) verify(n int) {
 		s.deny(n)
 	}
 	s.mu.Lock()
-	delete(s.busy, n)
+	if delete(s.busy, n); len(s.busy) == 0 {
+		defer close(s.idle)
+	}
 	st := s.states[n]
 	switch {
 	case s.ctx.Err() != nil:

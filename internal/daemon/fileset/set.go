@@ -77,7 +77,8 @@ type Set struct {
 	closed bool
 	states []state
 	blobs  map[int]source.Blob
-	busy   map[int]bool // parts that are being verified
+	busy   map[int]bool  // parts that are being verified
+	idle   chan struct{} // closed while none is
 	failed map[int]error
 }
 
@@ -88,7 +89,9 @@ func (l *Library) Open(d Device, cached *cache.Object, o Options) (*Set, error) 
 		device: d, cached: cached, o: o, slots: make(chan struct{}, verifyAtOnce),
 		denied: make([]atomic.Bool, len(d.Parts)),
 		blobs:  make(map[int]source.Blob), busy: make(map[int]bool), failed: make(map[int]error),
+		idle: make(chan struct{}),
 	}
+	close(s.idle)
 	parts := make([]concat.Part, len(d.Parts))
 	for n := range d.Parts {
 		var err error
@@ -330,6 +333,29 @@ func (s *Set) Failed() []Failure {
 type Failure struct {
 	Part Part
 	Err  error
+}
+
+// AwaitVerified returns when no part is being verified: what is present then and has a
+// digest was compared with it, and is among Failed where it does not have it.
+func (s *Set) AwaitVerified(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		idle := s.idle
+		s.mu.Unlock()
+		select {
+		case <-idle:
+			s.mu.Lock()
+			none := len(s.busy) == 0 // and not one that has just begun
+			s.mu.Unlock()
+			if none {
+				return nil
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.ctx.Done():
+			return ondemand.ErrDetached
+		}
+	}
 }
 
 // Verified counts the parts with a digest, and those of which what is present is
