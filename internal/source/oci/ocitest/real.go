@@ -88,6 +88,13 @@ func Real(t testing.TB, login string) (host string) {
 // build builds the registry once for all packages' tests.
 func build(t testing.TB) string {
 	t.Helper()
+	return Tool(t, "registry", "registry", "github.com/distribution/distribution/v3/cmd/registry", "CGO_ENABLED=0")
+}
+
+// Tool builds the program pkg of the module in tools/module as bin/name, once for
+// all packages' tests, and returns its path.
+func Tool(t testing.TB, module, name, pkg string, env ...string) string {
+	t.Helper()
 	mod, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +104,7 @@ func build(t testing.TB) string {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := os.OpenFile(filepath.Join(bin, ".registry.lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	lock, err := os.OpenFile(filepath.Join(bin, "."+module+".lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,13 +116,13 @@ func build(t testing.TB) string {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(bin, "registry")
+	program := filepath.Join(bin, name)
 	// An up to date program is left as it is, so running it meanwhile is no matter.
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", program, "github.com/distribution/distribution/v3/cmd/registry")
-	cmd.Dir = filepath.Join(root, "tools", "registry")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", program, pkg)
+	cmd.Dir = filepath.Join(root, "tools", module)
+	cmd.Env = append(append(os.Environ(), "GOFLAGS=", "GOWORK=off"), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the registry: %v\n%s", err, out)
+		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	return program
 }
