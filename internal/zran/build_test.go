@@ -140,7 +140,7 @@ func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 
 func TestBuildReturnsErrorsOfOthers(t *testing.T) {
 	rnd := newRand(t)
-	s := members(t, rnd, text(rnd, 3000), noise(rnd, 300_000))
+	s := members(t, rnd, text(rnd, 3000), noise(rnd, 100_000))
 	mine := errors.New("mine")
 	for at := range 3 {
 		n := 0
@@ -197,7 +197,7 @@ func (c *counter) Read(p []byte) (int, error) {
 
 func TestBuildReadsAndWritesInStep(t *testing.T) {
 	rnd := newRand(t)
-	for _, s := range libraryStreams(t, rnd, 300_000) {
+	for _, s := range libraryStreams(t, rnd, 100_000) {
 		for name, r := range map[string]io.Reader{
 			"whole":          bytes.NewReader(s.raw),
 			"byte by byte":   iotest.OneByteReader(bytes.NewReader(s.raw)),
@@ -225,7 +225,7 @@ func TestBuildReadsAndWritesInStep(t *testing.T) {
 func TestBuildNoticesDamage(t *testing.T) {
 	rnd := newRand(t)
 	s := members(t, rnd, mixed(rnd, 30_000), nil, mixed(rnd, 10_000))
-	for range 2000 {
+	for range 500 {
 		raw := bytes.Clone(s.raw)
 		for range 1 + rnd.IntN(3) {
 			raw[rnd.IntN(len(raw))] ^= 1 << rand.IntN(8)

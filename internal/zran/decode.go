@@ -92,7 +92,7 @@ func (d *Decoder) nextMember() error {
 		return noEOF(err)
 	}
 	err := readHeader(d.in.br)
-	if errors.Is(err, errNoMember) {
+	if errors.Is(err, errNoMember) || err != nil && d.in.pos() > d.in.real {
 		return io.ErrUnexpectedEOF
 	}
 	return err

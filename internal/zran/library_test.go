@@ -101,10 +101,10 @@ func TestLibraryLooksAhead(t *testing.T) {
 	}
 }
 
-// Memory does not grow with the data: a span of 64 MiB, made of zeros.
+// Memory does not grow with the data: a span of 32 MiB, made of zeros.
 func TestMemoryIsBounded(t *testing.T) {
 	rnd := newRand(t)
-	s := members(t, rnd, make([]byte, 32<<20), make([]byte, 32<<20))
+	s := members(t, rnd, make([]byte, 16<<20), make([]byte, 16<<20))
 	allocated := func(f func()) uint64 {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

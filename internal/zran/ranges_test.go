@@ -82,19 +82,17 @@ func checkRange(rnd *rand.Rand, d *Decoder, s stream, all []Checkpoint) error {
 
 func TestRandomRangesEqualPlainData(t *testing.T) {
 	rnd := newRand(t)
-	const size = 200_000
 	for _, kind := range []struct {
 		name    string
 		streams func(testing.TB, *rand.Rand, int) []stream
-		ranges  int // of each stream and span
-	}{{"libraries", libraryStreams, 60}, {"programs", programStreams, 100}} {
+	}{{"libraries", libraryStreams}, {"programs", programStreams}} {
 		t.Run(kind.name, func(t *testing.T) {
 			read := 0
 			var d Decoder // one for all: what one decoding leaves is not seen by the next
-			for _, s := range kind.streams(t, rnd, size) {
+			for _, s := range kind.streams(t, rnd, rangesSize) {
 				for _, span := range []int64{1, 1000, 20_000 + rnd.Int64N(20_000), 100_000, 4 << 20} {
 					all := index(t, s, span)
-					for range kind.ranges {
+					for range rangesCount {
 						if len(s.plain) == 0 {
 							break
 						}
@@ -115,7 +113,7 @@ func TestSpansNeedTheirOwnBytesOnly(t *testing.T) {
 	rnd := newRand(t)
 	var d Decoder
 	early := 0
-	for _, s := range libraryStreams(t, rnd, 100_000) {
+	for _, s := range libraryStreams(t, rnd, 50_000) {
 		all := index(t, s, 1000)
 		for i, c := range all {
 			compressed, to := s.spanOf(all, i, c.Out+1)
