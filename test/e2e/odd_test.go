@@ -77,11 +77,10 @@ func TestTerminalClosedEndsForeground(t *testing.T) {
 	a := newAttached(t, "")
 	master, terminal := openTerminal(t)
 	a.Terminal = terminal
-	a.Start("attach", a.server.URL(), a.file)
+	a.StartForeground("attach", a.server.URL(), a.file)
 	if err := terminal.Close(); err != nil {
 		t.Fatal(err)
 	}
-	a.WaitReady()
 	a.wantMissing()
 	if err := master.Close(); err != nil {
 		t.Fatal(err)

@@ -113,7 +113,13 @@ type mounted struct {
 
 func start(t *testing.T, list []*entry) *mounted {
 	t.Helper()
-	m := &mounted{Instance: instance.New(t, "deadline = \"3s\"\n"), t: t}
+	return startWith(t, list, 3*time.Second)
+}
+
+// startWith is start for readers that wait so long.
+func startWith(t *testing.T, list []*entry, deadline time.Duration) *mounted {
+	t.Helper()
+	m := &mounted{Instance: instance.New(t, fmt.Sprintf("deadline = %q\n", deadline)), t: t}
 	m.name, m.dir = filepath.Join(m.Dir, "files.json"), filepath.Join(m.Dir, "mnt")
 	m.write(list)
 	m.StartDaemon()
