@@ -21,7 +21,7 @@ type mountCmd struct {
 	Manifest   string `placeholder:"FILE" help:"Mount the files that it lists, in place of an image: lacuna mount --manifest FILE DIR."`
 	Platform   string `placeholder:"OS/ARCH" help:"Which image of an index; this machine's by default."`
 	Authfile   string `placeholder:"FILE" help:"Credentials, in the form of docker's config.json or podman's auth.json."`
-	HostsDir   string `placeholder:"DIR" help:"Mirrors, as containerd's certs.d directory has them."`
+	HostsDir   string `placeholder:"DIR" help:"Mirrors, as containerd has them; /etc/containerd/certs.d by default."`
 	PlainHTTP  bool   `name:"plain-http" help:"Speak to the registry without encryption."`
 	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
 }
