@@ -206,6 +206,16 @@ func BenchmarkDecode120k(b *testing.B) {
 	}
 }
 
+func BenchmarkCheck120k(b *testing.B) {
+	data := encode(b, large(b, 120_000))
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		if err := toc.Check(bytes.NewReader(data)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkEncode120k(b *testing.B) {
 	x := large(b, 120_000)
 	for b.Loop() {

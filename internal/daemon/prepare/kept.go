@@ -168,5 +168,9 @@ func clearWay(name string, wantDir bool) error {
 	if err != nil {
 		return err
 	}
-	return os.Rename(name, filepath.Join(aside, "was"))
+	err = os.Rename(name, filepath.Join(aside, "was"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // somebody else has done it
+	}
+	return err
 }
