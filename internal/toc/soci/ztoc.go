@@ -44,9 +44,15 @@ type File struct {
 // Record is a record of a PAX extended header.
 type Record struct{ Key, Value string }
 
-// firstRead is how much of a zTOC is read at first: with SOCI's layout that is all
-// before the checkpoints of layers of up to about 90 spans.
+// firstRead is how much of a zTOC is read at least at first: with SOCI's layout that
+// is all before the checkpoints of layers of up to about 90 spans.
 const firstRead = 8 << 10
+
+// firstPart is how much is read of the zTOC of a layer of the given size. A span takes
+// 80 bytes there; layers are taken to compress to a third.
+func firstPart(layer int64) int64 {
+	return min(firstRead+3*80*(layer/DefaultSpanSize), 8*firstRead)
+}
 
 // stray is how much is read around what is needed to find the checkpoints and
 // does not lie in the first bytes, and maxStray how often. SOCI's writer never does that.
@@ -71,7 +77,7 @@ const (
 // Open reads the metadata of a zTOC of a layer whose blob has the given size: all
 // but the checkpoints. What it finds is not verified before Reader.Verify says so.
 func Open(ctx context.Context, z toc.Blob, layer int64) (*Ztoc, error) {
-	f, err := fetch(ctx, z)
+	f, err := fetch(ctx, z, layer)
 	if err != nil {
 		return nil, fmt.Errorf("read zTOC: %w", err)
 	}
@@ -85,12 +91,12 @@ func Open(ctx context.Context, z toc.Blob, layer int64) (*Ztoc, error) {
 // fetch reads what is not the checkpoints. FlatBuffers may lie in any order; the
 // library that SOCI writes with puts tables before what they refer to, so the
 // first bytes say where the checkpoints are.
-func fetch(ctx context.Context, z toc.Blob) (*flat, error) {
+func fetch(ctx context.Context, z toc.Blob, layer int64) (*flat, error) {
 	size := z.Size()
 	if size < 8 {
 		return nil, invalid("%d bytes are no zTOC", size)
 	}
-	head, err := read(ctx, z, 0, min(size, firstRead))
+	head, err := read(ctx, z, 0, min(size, firstPart(max(0, layer))))
 	if err != nil {
 		return nil, err
 	}
