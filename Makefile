@@ -43,7 +43,7 @@ demo: ## mount an image from a local registry, run programs of it; then attach a
 .PHONY: test
 test: ## linters, vet, all tests; installs what they need when root
 	@scripts/deps.sh test
-	@$(MAKE) --no-print-directory lint vet build $(BIN)/testcount
+	@$(MAKE) --no-print-directory lint vet build soci $(BIN)/testcount
 	@$(BIN)/testcount \
 		-pass "-race -count=1 -timeout=15m $(PKGS)" \
 		$(if $(strip $(E2E_PKGS)),-pass "-count=1 -timeout=15m -p=1 $(E2E_PKGS)")
@@ -51,7 +51,7 @@ test: ## linters, vet, all tests; installs what they need when root
 .PHONY: test-long
 test-long: ## all tests with the long ones (build tag long): storms, limits
 	@scripts/deps.sh test
-	@$(MAKE) --no-print-directory build $(BIN)/testcount
+	@$(MAKE) --no-print-directory build soci $(BIN)/testcount
 	@$(BIN)/testcount \
 		-pass "-race -tags=long -count=1 -timeout=60m $(PKGS)" \
 		$(if $(strip $(E2E_PKGS)),-pass "-tags=long -count=1 -timeout=120m -p=1 $(E2E_PKGS)")
@@ -84,6 +84,14 @@ clean: ## remove what was built
 $(BIN)/golangci-lint: tools/go.mod tools/go.sum
 	@mkdir -p $(BIN)
 	$(GO) -C tools build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# SOCI, which tests compare with: a module of its own too, with cgo and zlib. Tests
+# build what is missing; this does it before their time is counted.
+.PHONY: soci
+soci: ## the programs of tools/soci, which tests compare with
+	@mkdir -p $(BIN)
+	cd tools/soci && CGO_ENABLED=1 GOFLAGS= GOWORK=off $(GO) build -buildvcs=false -o ../../$(BIN)/soci-files .
+	cd tools/soci && CGO_ENABLED=1 GOFLAGS= GOWORK=off $(GO) build -buildvcs=false -o ../../$(BIN)/soci github.com/awslabs/soci-snapshotter/cmd/soci
 
 $(BIN)/testcount: $(wildcard scripts/testcount/*.go)
 	@mkdir -p $(BIN)

@@ -23,6 +23,7 @@ test             mkfs.xfs               xfsprogs
 test             mkfs.btrfs             btrfs-progs
 test             losetup                util-linux
 test             mkfs.erofs             erofs-utils
+test             /usr/include/zlib.h    zlib1g-dev
 test             ps                     procps
 demo             find                   findutils
 bench            rclone                 rclone
