@@ -150,9 +150,6 @@ func (i *Instance) dropBrokenShownLocked(f *attachedFile) error {
 			return err
 		}
 	}
-	if rec.Kind == kindMount {
-		return i.dropMount(rec)
-	}
 	return i.dropLocked(rec)
 }
 

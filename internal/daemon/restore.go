@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
@@ -30,9 +31,9 @@ func (i *Instance) restore(fresh bool) error {
 	if err != nil {
 		return err
 	}
-	var alone *control.Unguarded
+	var alone *unguarded
 	if fresh {
-		alone = &control.Unguarded{From: i.root.LastBeat(), To: time.Now()}
+		alone = &unguarded{Unguarded: control.Unguarded{From: i.root.LastBeat(), To: time.Now()}}
 	}
 	for _, rec := range list {
 		if err := i.restoreOne(rec, mounts, alone); err != nil {
@@ -51,7 +52,10 @@ func (i *Instance) restore(fresh bool) error {
 				i.report("forgetting what was read while nobody served: readers may go on seeing zeros", err)
 			}
 		}
-		i.unguarded = append(i.unguarded, *alone)
+		for _, rec := range alone.used { // not before all is guarded: it takes a while
+			alone.Users = append(alone.Users, rec.users(i.client.KeeperPID()))
+		}
+		i.unguarded = append(i.unguarded, alone.Unguarded)
 		i.log.Error("files stood unguarded: readers may have seen zeros in place of missing data, and what is mapped may have them still",
 			"from", alone.From, "to", alone.To, "files", alone.Files, "in_use_by", alone.Users)
 	}
@@ -70,18 +74,15 @@ func (i *Instance) showsLocked() bool {
 	return len(i.mounts) > 0
 }
 
-// restoreOne goes on with one record. alone, where it is not nil, notes what
-// nobody guarded.
-func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.Unguarded) error {
+// restoreOne goes on with one record, or undoes what is left of it. alone, where it is
+// not nil, notes what nobody guarded.
+func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *unguarded) error {
 	if rec.Kind == kindBind {
 		if alone == nil {
 			return i.rebindLocked(rec)
 		}
 		alone.Files = append(alone.Files, rec.Path)
 		return i.records.remove(rec.Path)
-	}
-	if rec.Kind == kindMount {
-		return i.restoreMount(rec, mounts, alone)
 	}
 	mounted, guarded := rec.standing(mounts), alone == nil
 	alive, err := rec.alive()
@@ -101,17 +102,42 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *control.U
 		// between the record and the mount.
 		return i.dropLocked(rec)
 	}
-	if err := i.reattachLocked(rec, !mounted); err != nil || guarded {
+	goOn := i.reattachLocked
+	if rec.Kind == kindMount {
+		goOn = i.remountLocked
+	}
+	if err := goOn(rec, !mounted); err != nil || guarded {
 		return err
 	}
-	// In use: from now on it is guarded again.
-	alone.Users = append(alone.Users, rec.users(i.client.KeeperPID()))
+	alone.used = append(alone.used, rec) // from now on it is guarded again
 	return nil
 }
 
-// dropLocked undoes the record of an attach that is not mounted.
+// unguarded is what a start finds that nobody has guarded.
+type unguarded struct {
+	control.Unguarded
+	used []record // what of it is in use
+}
+
+// tryTakeDown unmounts what nobody has guarded, and tells whether it is mounted
+// then, and whether its filesystem lives.
+func tryTakeDown(rec record, mounted bool) (stands, alive bool, err error) {
+	if mounted {
+		err := mount.Unmount(rec.Path, false)
+		if stands = errors.Is(err, syscall.EBUSY); err != nil && !stands {
+			return stands, true, err
+		}
+	}
+	alive, err = rec.alive()
+	return stands, alive, err
+}
+
+// dropLocked undoes the record of an attach or a mount that does not stand.
 func (i *Instance) dropLocked(rec record) error {
-	err := errors.Join(dropPlaceholder(rec), i.records.remove(rec.Path))
+	if err := dropPlaceholder(rec); err != nil {
+		i.report("removing what was made to mount on", err)
+	}
+	err := i.records.remove(rec.Path)
 	id := ondemand.ObjectID(rec.Object)
 	if rec.Forget && i.objects[id] == nil {
 		if e := i.removeObject(id); !errors.Is(e, cache.ErrNoObject) {
@@ -156,7 +182,7 @@ func (i *Instance) reattachLocked(rec record, leaving bool) error {
 
 // unmountStrays takes down mounts of this root's filesystem images that no record
 // explains.
-func (i *Instance) unmountStrays(alone *control.Unguarded) error {
+func (i *Instance) unmountStrays(alone *unguarded) error {
 	mounts, err := mount.List()
 	if err != nil {
 		return err
