@@ -59,6 +59,22 @@ func TestHolesAndData(t *testing.T) {
 	}
 }
 
+func TestDirectAlignment(t *testing.T) {
+	// Of a file on a disk it is known or not; a pipe cannot be read so.
+	n, err := DirectAlignment(tempFile(t).Name())
+	if err != nil || n < 0 || n&(n-1) != 0 {
+		t.Errorf("%d, %v", n, err)
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	ok(t, syscall.Mkfifo(pipe, 0o600))
+	if n, err := DirectAlignment(pipe); n != 0 || err != nil {
+		t.Errorf("of a pipe: %d, %v", n, err)
+	}
+	if _, err := DirectAlignment(pipe + "s"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of what is not there: %v", err)
+	}
+}
+
 func TestUnwrittenExtentIsAHole(t *testing.T) {
 	f := tempFile(t)
 	raw := int(f.Fd())

@@ -29,3 +29,17 @@ func Uncache(raw int) error {
 	}
 	return nil
 }
+
+// DirectAlignment is what the places and the memory of direct reads of the file at
+// path must be multiples of; 0 where it cannot be read so, or where that is not
+// known (statx(2), STATX_DIOALIGN, Linux 6.1).
+func DirectAlignment(path string) (int64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_DIOALIGN, &st); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", path, err)
+	}
+	if st.Mask&unix.STATX_DIOALIGN == 0 || st.Dio_mem_align == 0 {
+		return 0, nil
+	}
+	return int64(max(st.Dio_mem_align, st.Dio_offset_align)), nil
+}
