@@ -9,6 +9,7 @@ const (
 	workerKills   = 200
 	upgrades      = 100
 	roomStep      = 4 << 10 // bytes, by which the room on a full disk grows
+	bombSize      = 1 << 30 // bytes; more than any table of contents may have
 )
 
 // faultFormats are those that meet every fault of a registry.

@@ -8,7 +8,8 @@ const (
 	manyFiles     = 12_000
 	workerKills   = 20
 	upgrades      = 10
-	roomStep      = 64 << 10 // bytes, by which the room on a full disk grows
+	roomStep      = 64 << 10  // bytes, by which the room on a full disk grows
+	bombSize      = 300 << 20 // bytes; more than any table of contents may have
 )
 
 // faultFormats are those that meet every fault of a registry.
