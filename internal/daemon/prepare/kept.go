@@ -32,6 +32,9 @@ const (
 // tocSuffix is how the name of a table of contents ends.
 const tocSuffix = ".toc"
 
+// keptSuffixes are how names of all that is kept of a layer end.
+func keptSuffixes() []string { return []string{tocSuffix, spansSuffix, ztocSuffix} }
+
 func (l *Library) tocPath(id ondemand.ObjectID) string {
 	return filepath.Join(l.dir, "layers", string(id)+tocSuffix)
 }

@@ -39,7 +39,9 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 		}
 		stays[key] = true
 		for _, layer := range plan.Layers {
-			needed[string(layer.Device)+tocSuffix] = true
+			for _, suffix := range keptSuffixes() {
+				needed[string(layer.Device)+suffix] = true
+			}
 		}
 		left, err := names(filepath.Join(dir, "images", key))
 		if err != nil {
@@ -67,7 +69,8 @@ func Orphans(dir string, exists func(ondemand.ObjectID) bool, mounted func(key s
 		return nil, err
 	}
 	for _, name := range tocs {
-		id, ok := strings.CutSuffix(name, tocSuffix)
+		id, suffix, _ := strings.Cut(name, ".")
+		ok := slices.Contains(keptSuffixes(), "."+suffix)
 		if strings.HasPrefix(name, durable.Prefix) || ok && !needed[name] && !exists(ondemand.ObjectID(id)) {
 			paths = append(paths, filepath.Join(dir, "layers", name))
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/fetch/device"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/source/spans"
 )
 
 // planVersion is the version of plans that this program reads and writes. It goes
@@ -72,6 +73,8 @@ type Layer struct {
 	// Verified: every byte of the device has a digest that follows from the
 	// manifest's.
 	Verified bool `json:"verified"`
+	// Ztoc is the index that the layer is read by, where it is.
+	Ztoc *Ztoc `json:"ztoc,omitempty"`
 	// Why a layer was scanned that has a table of contents of its own; empty where
 	// it has none.
 	Why string `json:"why,omitempty"`
@@ -84,6 +87,8 @@ type Format string
 const (
 	EStargz     Format = "estargz"
 	ZstdChunked Format = "zstd:chunked"
+	SOCI2       Format = "soci v2"
+	SOCI1       Format = "soci v1"
 	// Scanned layers have none: they are downloaded whole when they are first
 	// mounted. Holes of their sparse files are missing until they are read.
 	Scanned Format = "scanned"
@@ -104,6 +109,7 @@ type Library struct {
 	dir   string
 	locks locks
 	gate  *device.Gate
+	spans *spans.Gate
 }
 
 // Open returns the library below the cache root dir.
@@ -113,7 +119,7 @@ func Open(dir string) (*Library, error) {
 			return nil, fmt.Errorf("open the library of images: %w", err)
 		}
 	}
-	return &Library{dir: dir, gate: device.NewGate()}, nil
+	return &Library{dir: dir, gate: device.NewGate(), spans: spans.NewGate()}, nil
 }
 
 // Load reads a plan by its key; an error that wraps fs.ErrNotExist where there is

@@ -37,6 +37,8 @@ type Job struct {
 	Asked Asked
 	// Blob opens a layer, with retries and what else its requests should have.
 	Blob func(ctx context.Context, l oci.Layer) (source.Blob, error)
+	// Indices are where zTOCs come from; nowhere if it is zero.
+	Indices Indices
 	// Meta describes the object of a layer's device.
 	Meta func(n int, l Layer) (cache.Meta, error)
 
@@ -187,6 +189,16 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 		p.Size = d.Size()
 		j.keeping.Go(func() error { return l.saveTOC(p) })
 		return p, nil
+	}
+	if why == "" {
+		p, whyNot, err := l.readSOCI(ctx, j, n, blob)
+		if err != nil {
+			return prepared{}, err
+		}
+		if p != nil {
+			return *p, nil
+		}
+		why = whyNot
 	}
 	return l.download(ctx, j, n, blob, why)
 }

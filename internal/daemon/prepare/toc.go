@@ -46,53 +46,87 @@ func (l *Library) Files(layer Layer) ([]ondemand.Range, error) {
 	return files, nil
 }
 
-// Device is the device of a plan's layer as a blob. blob opens the layer's own; it
-// and the table of contents are needed only when something is fetched.
-func (l *Library) Device(layer Layer, blob func() (source.Blob, error)) source.Blob {
-	return &lazy{size: layer.Size, open: func() (*device.Blob, error) {
+// Device is the device of a plan's layer as a blob. blob opens the layer's own, and
+// ztoc its zTOC if it is read by one; they and the table of contents are needed only
+// when something is fetched.
+func (l *Library) Device(layer Layer, blob, ztoc func() (source.Blob, error)) source.Blob {
+	return &lazy{size: layer.Size, open: func() (source.Blob, *index, error) {
 		t, _, err := l.loadTOC(layer.Device)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if t.DeviceSize() != layer.Size {
-			return nil, fmt.Errorf("device %s: %d bytes, not %d: %w", layer.Device.Short(), t.DeviceSize(), layer.Size, toc.ErrInvalid)
+			return nil, nil, fmt.Errorf("device %s: %d bytes, not %d: %w", layer.Device.Short(), t.DeviceSize(), layer.Size, toc.ErrInvalid)
 		}
 		b, err := blob()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if layer.Ztoc != nil {
+			return l.decoded(layer, t, b, ztoc)
 		}
 		d, err := device.New(b, t, l.gate)
 		if err != nil {
-			return nil, errors.Join(err, b.Close())
+			return nil, nil, errors.Join(err, b.Close())
 		}
-		return d, nil
+		return d, nil, nil
 	}}
+}
+
+// Settle has the rest of an index read, and kept, that a device of Device is read by,
+// and what was read of it before verified. toc.ErrDigest: it is not what its digest
+// says, and what was read by it cannot be trusted.
+func Settle(ctx context.Context, b source.Blob) error {
+	z, ok := b.(*lazy)
+	if !ok {
+		return nil
+	}
+	if _, err := z.get(); err != nil {
+		return err
+	}
+	z.mu.Lock()
+	x := z.index
+	z.mu.Unlock()
+	if x == nil {
+		return nil
+	}
+	return x.settle(ctx)
 }
 
 // lazy is a device that is opened when it is first read.
 type lazy struct {
 	size int64
-	open func() (*device.Blob, error)
+	open func() (source.Blob, *index, error)
 
 	mu     sync.Mutex
 	closed bool
-	opened *device.Blob
+	opened source.Blob
+	index  *index // of opened; nil: it has none
 }
 
-func (z *lazy) get() (*device.Blob, error) {
+func (z *lazy) get() (source.Blob, error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if z.closed {
 		return nil, fmt.Errorf("read device: %w", os.ErrClosed)
 	}
 	if z.opened == nil {
-		d, err := z.open()
+		d, x, err := z.open()
 		if err != nil {
 			return nil, err
 		}
-		z.opened = d
+		z.opened, z.index = d, x
 	}
 	return z.opened, nil
+}
+
+// Ready implements source.Readied.
+func (z *lazy) Ready(ctx context.Context, off, n int64) error {
+	d, err := z.get()
+	if err != nil {
+		return err
+	}
+	return source.Ready(ctx, d, off, n)
 }
 
 // Size implements source.Blob.
@@ -113,7 +147,7 @@ func (z *lazy) Align(off, n int64) (int64, int64) {
 	if err != nil {
 		return off, n // ReadRange says why
 	}
-	return d.Align(off, n)
+	return source.Align(d, off, n)
 }
 
 // Close implements source.Blob.

@@ -97,6 +97,19 @@ func (r *Reader) Covering(ctx context.Context, off, end int64) ([]Span, error) {
 // maxAtOnce bounds the checkpoints of one request.
 const maxAtOnce = 64
 
+// Place is where the span of the byte at off of the uncompressed layer begins and
+// ends, the layer's end counting as the last one's; it reads nothing, and is false
+// where that is not known yet.
+func (r *Reader) Place(off int64) (from, end int64, known bool) {
+	s := r.Spans()
+	if s.Codec == toc.Stored {
+		from = min(off/s.SpanSize, int64(s.Count()-1)) * s.SpanSize
+		return from, min(from+s.SpanSize, s.Uncompressed), true
+	}
+	lo, hi, from, end := r.around(s, off)
+	return from, end, hi-lo == 1
+}
+
 // Load reads the checkpoints of n spans from i on with one request.
 func (r *Reader) Load(ctx context.Context, i, n int) ([]Span, error) {
 	s := r.Spans()

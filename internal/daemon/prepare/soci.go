@@ -1,0 +1,274 @@
+package prepare
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/lacunafs/lacuna/internal/fetch/device"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/file"
+	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/source/spans"
+	"github.com/lacunafs/lacuna/internal/toc"
+	"github.com/lacunafs/lacuna/internal/toc/soci"
+)
+
+// Ztoc names the zTOC of a layer.
+type Ztoc struct {
+	// Version of the index that lists it: 1 was found by asking what refers to the
+	// image, 2 is what the image itself says.
+	Version int           `json:"version"`
+	Digest  digest.Digest `json:"digest"`
+	Size    int64         `json:"size"`
+}
+
+// Indices are where an image's zTOCs come from.
+type Indices struct {
+	// Find is the zTOC of a layer, nil where it has none.
+	Find func(ctx context.Context, l oci.Layer) (*Ztoc, error)
+	// Open opens it.
+	Open func(ctx context.Context, z Ztoc) (source.Blob, error)
+}
+
+// format of layers with a zTOC.
+func (z *Ztoc) format() Format {
+	if z.Version == 2 {
+		return SOCI2
+	}
+	return SOCI1
+}
+
+// sociLayer is a layer that is read by its zTOC. Until all of that is there it is the
+// registry's word what it says, so nobody else's bytes may be taken for these. Its
+// digest follows from the manifest's where the image names it.
+func sociLayer(img *oci.Image, l oci.Layer, z *Ztoc) Layer {
+	layer := unverifiedLayer(img, l, z.format(), z.Digest.String())
+	layer.Ztoc, layer.Verified = z, z.Version == 2
+	return layer
+}
+
+// readSOCI reads a layer's table of contents from its zTOC: nil where it has none that
+// can be used, and why.
+func (l *Library) readSOCI(ctx context.Context, j *Job, n int, blob source.Blob) (p *prepared, why string, err error) {
+	from := j.Image.Layers[n]
+	if j.Indices.Find == nil || source.IsSequential(blob) {
+		return nil, "", nil
+	}
+	z, err := j.Indices.Find(ctx, from)
+	if err != nil || z == nil {
+		return nil, "", err
+	}
+	p, err = l.readZtoc(ctx, j, n, z)
+	if errors.Is(err, toc.ErrNotFormat) || errors.Is(err, toc.ErrInvalid) || errors.Is(err, toc.ErrLimit) {
+		return nil, fmt.Sprintf("as %s: %v", z.format(), err), nil
+	}
+	return p, "", err
+}
+
+func (l *Library) readZtoc(ctx context.Context, j *Job, n int, z *Ztoc) (p *prepared, err error) {
+	from := j.Image.Layers[n]
+	blob, err := j.Indices.Open(ctx, *z)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, blob.Close()) }()
+	if blob.Size() != z.Size {
+		return nil, fmt.Errorf("zTOC %s has %d bytes, the index says %d: %w", z.Digest, blob.Size(), z.Size, toc.ErrInvalid)
+	}
+	read, err := soci.Open(ctx, blob, from.Size)
+	if err != nil {
+		return nil, err
+	}
+	if read.Spans.Codec != toc.Gzip {
+		return nil, fmt.Errorf("zTOC of a layer that is %s: %w", read.Spans.Codec, toc.ErrNotFormat)
+	}
+	t, err := read.TOC()
+	if err != nil {
+		return nil, err
+	}
+	p = &prepared{Layer: sociLayer(j.Image, from, z), toc: t}
+	p.Size = t.DeviceSize()
+	j.keeping.Go(func() error {
+		return errors.Join(l.saveTOC(*p), replace(l.spansPath(p.Device), read.Spans.Encode))
+	})
+	return p, nil
+}
+
+// What is kept of a zTOC beside the table of contents: what Spans encodes, and once
+// all of it was read, the zTOC.
+const (
+	spansSuffix = ".spans"
+	ztocSuffix  = ".ztoc"
+)
+
+func (l *Library) spansPath(id ondemand.ObjectID) string {
+	return filepath.Join(l.dir, "layers", string(id)+spansSuffix)
+}
+
+func (l *Library) ztocPath(id ondemand.ObjectID) string {
+	return filepath.Join(l.dir, "layers", string(id)+ztocSuffix)
+}
+
+func (l *Library) loadSpans(id ondemand.ObjectID) (s *soci.Spans, err error) {
+	f, err := openFile(l.spansPath(id))
+	if err != nil {
+		return nil, fmt.Errorf("read the spans of %s: %w", id.Short(), err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if s, err = soci.DecodeSpans(f); errors.Is(err, toc.ErrInvalid) {
+		err = fmt.Errorf("read the spans of %s: %w: %w", id.Short(), ErrDamaged, err)
+	}
+	return s, err
+}
+
+// decoded is the device of a layer with a zTOC. It owns blob.
+func (l *Library) decoded(layer Layer, t *toc.TOC, blob source.Blob, ztoc func() (source.Blob, error)) (source.Blob, *index, error) {
+	s, err := l.loadSpans(layer.Device)
+	if err != nil {
+		return nil, nil, errors.Join(err, blob.Close())
+	}
+	remote, err := ztoc()
+	if err != nil {
+		return nil, nil, errors.Join(err, blob.Close())
+	}
+	x := &index{path: l.ztocPath(layer.Device), digest: layer.Ztoc.Digest, remote: remote}
+	if x.Reader, err = soci.NewReader(s, ztocBlob{x}); err != nil {
+		return nil, nil, errors.Join(err, blob.Close(), remote.Close())
+	}
+	decoded := spans.New(blob, x, l.spans)
+	d, err := device.NewDecoded(decoded, t)
+	if err != nil {
+		return nil, nil, errors.Join(err, decoded.Close())
+	}
+	return d, x, nil
+}
+
+// index is a zTOC as spans.Index. It is the zTOC's blob too, of what is kept once that
+// is all of it, and of the registry's before.
+type index struct {
+	*soci.Reader
+	path   string
+	digest digest.Digest
+	remote source.Blob
+
+	mu   sync.Mutex
+	kept source.Blob // what is at path; nil: not known to be there
+	bad  error       // what was read is not the zTOC
+}
+
+// Size implements spans.Index.
+func (x *index) Size() int64 { return x.Spans().Uncompressed }
+
+// Close implements spans.Index.
+func (x *index) Close() error { return x.remote.Close() }
+
+// Known implements spans.Index.
+func (x *index) Known(off int64) (from, end int64, known bool) { return x.Place(off) }
+
+// Find implements spans.Index.
+func (x *index) Find(ctx context.Context, off int64) (spans.Span, error) {
+	x.mu.Lock()
+	bad := x.bad
+	x.mu.Unlock()
+	if bad != nil {
+		return spans.Span{}, bad
+	}
+	found, err := x.Covering(ctx, off, off+1)
+	if err != nil {
+		return spans.Span{}, err
+	}
+	s := &found[0]
+	return spans.Span{From: s.Checkpoint, End: min(s.End, x.Size()), InEnd: s.BlobOff + s.BlobLen, Digest: s.Digest}, nil
+}
+
+// ztocBlob is the zTOC.
+type ztocBlob struct{ *index }
+
+// Size implements toc.Blob.
+func (x ztocBlob) Size() int64 { return x.remote.Size() }
+
+// ReadRange implements toc.Blob.
+func (x ztocBlob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	kept, err := x.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if kept != nil {
+		return kept.ReadRange(ctx, off, n)
+	}
+	return x.remote.ReadRange(ctx, off, n)
+}
+
+// open is what is kept, if it is.
+func (x *index) open(ctx context.Context) (source.Blob, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.kept != nil {
+		return x.kept, nil
+	}
+	kept, err := file.Open(ctx, x.path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, source.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	x.kept = kept
+	return kept, nil
+}
+
+// settle reads the zTOC whole, keeps it, and verifies that what was read of it before
+// belongs to its digest. toc.ErrDigest: it does not, and nothing more is read by it.
+func (x *index) settle(ctx context.Context) error {
+	err := x.keep(ctx)
+	if err == nil {
+		err = x.Verify(ctx, x.digest.String())
+	}
+	if errors.Is(err, toc.ErrDigest) {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.bad = fmt.Errorf("zTOC %s: %w: %w", x.digest, err, source.ErrChanged)
+		err = errors.Join(x.bad, remove(x.path))
+	}
+	return err
+}
+
+// keep writes the zTOC to its file, unless it is there.
+func (x *index) keep(ctx context.Context) error {
+	if kept, err := x.open(ctx); err != nil || kept != nil {
+		return err
+	}
+	return replace(x.path, func(w io.Writer) (err error) {
+		body, err := x.remote.ReadRange(ctx, 0, x.remote.Size())
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, body.Close()) }()
+		sum := sha256.New()
+		if _, err := io.Copy(io.MultiWriter(w, sum), body); err != nil {
+			return err
+		}
+		if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != x.digest.String() {
+			return fmt.Errorf("it is %s: %w", got, toc.ErrDigest)
+		}
+		return nil
+	})
+}
+
+func remove(name string) error {
+	if err := os.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
