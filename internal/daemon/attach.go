@@ -311,6 +311,9 @@ func (i *Instance) releaseLocked(o *servedObject, forget bool) error {
 		return nil
 	}
 	id := o.cached.ID()
+	if o.settling != nil {
+		o.settling()
+	}
 	delete(i.objects, id)
 	detach := i.front.Detach
 	if i.shownByOthers("")[id] {

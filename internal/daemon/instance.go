@@ -84,6 +84,8 @@ type servedObject struct {
 	asked  source.Blob  // what is under blob and counts its requests
 	layer  *servedLayer // of a layer's device: the images that it is read through
 	files  int          // attached files that show it, or mounts
+	// settling ends the reading of a layer's index; nil: it has none.
+	settling func()
 	// set and tally are of a device of files.
 	set   *fileset.Set
 	tally *trace.Tally

@@ -88,13 +88,15 @@ func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage, open
 func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int, open openDevice) (*servedObject, error) {
 	layer, from := m.plan.Layers[n], m.image.Layers[n]
 	where := layerOrigin(m.image, from)
-	l := newServedLayer(i.sources.tallyOf(where), from)
+	l := newServedLayer(i.sources.tallyOf(where), from, layer)
 	err := i.patiently(ctx, "opening a layer of "+m.image.Ref, func() error { return l.add(ctx, i.sources, m, n) })
 	if err != nil {
 		return nil, err
 	}
 	asked := &tracedBlob{source.Wrapper{Blob: i.sources.again(where, l.origins)}, l.tally}
-	device := i.library.Device(layer, func() (source.Blob, error) { return asked, nil })
+	device := i.library.Device(layer, func() (source.Blob, error) { return asked, nil }, func() (source.Blob, error) {
+		return i.sources.again(where, l.index), nil
+	})
 	meta, err := deviceMeta(m.image, n, layer)
 	if err != nil {
 		return nil, errors.Join(err, asked.Close())
@@ -108,6 +110,9 @@ func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int, open
 		return nil, errors.Join(err, asked.Close())
 	}
 	o.asked, o.layer = asked, l
+	if layer.Ztoc != nil {
+		o.settling = i.settle(meta.ID, device)
+	}
 	return o, nil
 }
 
@@ -127,8 +132,11 @@ func (i *Instance) releaseDevicesLocked(m *mountedImage) error {
 			errs = append(errs, i.releaseLocked(o, false))
 			continue
 		}
-		asked := o.asked
+		asked, layer := o.asked, o.layer
 		errs = append(errs, i.releaseLocked(o, false), asked.Close())
+		if layer != nil && layer.index != nil {
+			errs = append(errs, layer.index.Close())
+		}
 	}
 	m.devices = nil
 	for n, img := range images {

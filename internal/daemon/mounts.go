@@ -90,8 +90,9 @@ func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oc
 	}
 	plan, err = i.library.Prepare(ctx, prepare.Job{
 		Root: i.root, Image: img, Asked: asked,
-		Blob: func(ctx context.Context, l oci.Layer) (source.Blob, error) { return i.layerBlob(ctx, img, l) },
-		Meta: func(n int, l prepare.Layer) (cache.Meta, error) { return deviceMeta(img, n, l) },
+		Blob:    func(ctx context.Context, l oci.Layer) (source.Blob, error) { return i.layerBlob(ctx, img, l) },
+		Indices: i.indices(img),
+		Meta:    func(n int, l prepare.Layer) (cache.Meta, error) { return deviceMeta(img, n, l) },
 	})
 	if err != nil {
 		return nil, nil, nil, errors.Join(fmt.Errorf("mount %s: %w", img.Ref, err), img.Close())

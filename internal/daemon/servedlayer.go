@@ -3,9 +3,11 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/source/origins"
@@ -16,7 +18,8 @@ import (
 // fails, another's is asked. Its fields are guarded by the instance's mu.
 type servedLayer struct {
 	origins *origins.Blob
-	tally   *trace.Tally // of the requests to all of them
+	tally   *trace.Tally  // of the requests to all of them
+	index   *origins.Blob // its zTOC; nil: it has none
 	from    []layerFrom
 }
 
@@ -24,10 +27,15 @@ type servedLayer struct {
 type layerFrom struct {
 	image *oci.Image
 	blob  source.Blob
+	index source.Blob // nil: it has none
 }
 
-func newServedLayer(tally *trace.Tally, l oci.Layer) *servedLayer {
-	return &servedLayer{origins: origins.New(source.Identity{Size: l.Size, Validator: l.Digest.String()}), tally: tally}
+func newServedLayer(tally *trace.Tally, from oci.Layer, l prepare.Layer) *servedLayer {
+	s := &servedLayer{origins: origins.New(source.Identity{Size: from.Size, Validator: from.Digest.String()}), tally: tally}
+	if z := l.Ztoc; z != nil {
+		s.index = origins.New(source.Identity{Size: z.Size, Validator: z.Digest.String()})
+	}
+	return s
 }
 
 // add opens layer n of m's image as one more origin.
@@ -41,8 +49,23 @@ func (l *servedLayer) add(ctx context.Context, sources *opener, m *mountedImage,
 	if err := l.origins.Add(blob, placeOf(m)); err != nil {
 		return err
 	}
-	l.from = append(l.from, layerFrom{m.image, blob})
+	added := layerFrom{image: m.image, blob: blob}
+	if z := m.plan.Layers[n].Ztoc; z != nil && l.index != nil {
+		if added.index, err = l.addIndex(ctx, sources, m, n, z); err != nil {
+			return errors.Join(err, l.origins.Remove(blob))
+		}
+	}
+	l.from = append(l.from, added)
 	return nil
+}
+
+func (l *servedLayer) addIndex(ctx context.Context, sources *opener, m *mountedImage, n int, z *prepare.Ztoc) (source.Blob, error) {
+	blob, err := m.image.Attached(ctx, z.Digest, z.Size)
+	if err != nil {
+		return nil, err
+	}
+	blob = sources.bounded(l.tally, layerOrigin(m.image, m.image.Layers[n]), blob)
+	return blob, l.index.Add(blob, placeOf(m))
 }
 
 // placeOf names who is asked for the layers of m's image, and as whom: what fails
@@ -97,7 +120,11 @@ func (l *servedLayer) remove(img *oci.Image) error {
 	for n, f := range l.from {
 		if f.image == img && len(l.from) > 1 {
 			l.from = append(l.from[:n:n], l.from[n+1:]...)
-			return l.origins.Remove(f.blob)
+			err := l.origins.Remove(f.blob)
+			if f.index != nil {
+				err = errors.Join(err, l.index.Remove(f.index))
+			}
+			return err
 		}
 	}
 	return nil

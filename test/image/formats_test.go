@@ -61,14 +61,17 @@ type format struct {
 	// indexed: it has a table of contents, so mounting it downloads nothing else.
 	indexed bool
 	pack    func(t testing.TB, tar []byte) *layer
+	soci    int // version of the SOCI index that the image gets; 0: none
 }
 
 var formats = []format{
-	{"estargz", loss{fractions: true, bytes: true}, true, packEStargz},
-	{"gzip", loss{}, false, packGzip},
-	{"zstdchunked", loss{fractions: true, bytes: true}, true, packZstdChunked},
-	{"zstd", loss{}, false, packZstd},
-	{"tar", loss{}, false, packTar},
+	{name: "estargz", loss: loss{fractions: true, bytes: true}, indexed: true, pack: packEStargz},
+	{name: "gzip", pack: packGzip},
+	{name: "zstdchunked", loss: loss{fractions: true, bytes: true}, indexed: true, pack: packZstdChunked},
+	{name: "zstd", pack: packZstd},
+	{name: "tar", pack: packTar},
+	{name: "soci1", pack: packGzip, indexed: true, soci: 1},
+	{name: "soci2", pack: packGzip, indexed: true, soci: 2},
 }
 
 func formatOf(name string) format {
@@ -214,5 +217,9 @@ func (p *packed) tree(t testing.TB) *node {
 // push pushes it to r and returns its reference.
 func (p *packed) push(t testing.TB, r *ocitest.Registry) string {
 	t.Helper()
-	return r.Push(t, "image:"+p.format.name, p.Image)
+	ref := r.Push(t, "image:"+p.format.name, p.Image)
+	if p.format.soci > 0 {
+		return p.index(t, ref, p.format.soci, 64<<10)
+	}
+	return ref
 }

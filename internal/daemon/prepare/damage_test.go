@@ -169,7 +169,7 @@ func TestDamagedTableOfContentsOfADevice(t *testing.T) {
 	data, digest := estargzOf(t, "data")
 	img := b.image("one/a:v1", layer{data: data, toc: digest})
 	p := b.prepare(img, Asked{Ref: "a"}, 1)
-	d := b.Device(p.Layers[0], func() (source.Blob, error) { return b.open(img, img.Layers[0]), nil })
+	d := b.Device(p.Layers[0], func() (source.Blob, error) { return b.open(img, img.Layers[0]), nil }, nil)
 	name := b.tocPath(p.Layers[0].Device)
 	right, err := os.ReadFile(name)
 	if err == nil {

@@ -134,7 +134,7 @@ func (b *bench) prepare(img *oci.Image, asked Asked, opened int64) *Plan {
 // read is the start of the device of the image's layer n.
 func (b *bench) read(img *oci.Image, p *Plan, n int, size int64) string {
 	b.t.Helper()
-	d := b.Device(p.Layers[n], func() (source.Blob, error) { return b.open(img, img.Layers[n]), nil })
+	d := b.Device(p.Layers[n], func() (source.Blob, error) { return b.open(img, img.Layers[n]), nil }, nil)
 	r, err := d.ReadRange(b.t.Context(), 0, size)
 	if err != nil {
 		b.t.Fatal(err)

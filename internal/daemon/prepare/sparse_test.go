@@ -95,7 +95,7 @@ func TestHolesOfALayerTakeNoSpace(t *testing.T) {
 	// What is missing is zeros, which need no request. The plan is whole meanwhile.
 	b.prepare(img, Asked{Ref: "sparse"}, 0)
 	layer := counted{&toctest.Blob{Bytes: packed}}
-	device := b.Device(p, func() (source.Blob, error) { return layer, nil })
+	device := b.Device(p, func() (source.Blob, error) { return layer, nil }, nil)
 	for _, r := range object.Missing(ondemand.Range{Len: size}) {
 		got, err := device.ReadRange(t.Context(), r.Off, r.Len)
 		if err != nil {

@@ -1,0 +1,146 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
+	"github.com/lacunafs/lacuna/internal/fetch"
+	"github.com/lacunafs/lacuna/internal/ondemand"
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/toc"
+	"github.com/lacunafs/lacuna/internal/toc/soci"
+)
+
+// indices are the SOCI indices of an image, which are looked for when its first layer
+// without a table of contents of its own asks.
+func (i *Instance) indices(img *oci.Image) prepare.Indices {
+	look := make(chan []*soci.Index, 1) // holds what was found; nil: nobody has looked
+	look <- nil
+	return prepare.Indices{
+		Find: func(ctx context.Context, l oci.Layer) (*prepare.Ztoc, error) {
+			var list []*soci.Index
+			select {
+			case list = <-look:
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+			defer func() { look <- list }()
+			if list == nil {
+				err := i.patiently(ctx, "looking for indices of "+img.Ref, func() (err error) {
+					list, err = findIndices(ctx, img)
+					return err
+				})
+				if err != nil {
+					list = nil
+					return nil, err
+				}
+			}
+			return ztocOf(list, l), nil
+		},
+		Open: func(ctx context.Context, z prepare.Ztoc) (source.Blob, error) {
+			blob, err := img.Attached(ctx, z.Digest, z.Size)
+			if err != nil {
+				return nil, err
+			}
+			where := layerOrigin(img, oci.Layer{Digest: z.Digest, Size: z.Size})
+			where.Name = "zTOC " + z.Digest.String()
+			return i.sources.wrap(where, blob), nil
+		},
+	}
+}
+
+// ztocOf is the layer's zTOC in the best index that has one.
+func ztocOf(list []*soci.Index, l oci.Layer) *prepare.Ztoc {
+	for _, x := range list {
+		if z, ok := x.Find(l.Digest); ok {
+			return &prepare.Ztoc{Version: x.Version, Digest: z.Ztoc, Size: z.Size}
+		}
+	}
+	return nil
+}
+
+// findIndices are the indices of an image, the best first; never nil. What is none, or
+// of another image, is left out.
+func findIndices(ctx context.Context, img *oci.Image) ([]*soci.Index, error) {
+	list := []*soci.Index{}
+	manifest, err := img.Manifest(ctx, img.Digest)
+	if errors.Is(err, source.ErrNotFound) {
+		return list, nil // an archive
+	}
+	if err != nil {
+		return nil, err
+	}
+	if named, err := soci.IndexDigest(manifest); err == nil && named != "" {
+		if list, err = addIndex(ctx, img, list, named, 2); err != nil {
+			return nil, err
+		}
+	}
+	refer, err := img.Referrers(ctx, soci.ArtifactV1)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range refer {
+		if list, err = addIndex(ctx, img, list, d.Digest, 1); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// addIndex reads an index manifest that the registry should have.
+func addIndex(ctx context.Context, img *oci.Image, list []*soci.Index, d digest.Digest, version int) ([]*soci.Index, error) {
+	data, err := img.Manifest(ctx, d)
+	if errors.Is(err, source.ErrNotFound) {
+		return list, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	x, err := soci.ParseIndex(data)
+	if err != nil || x.Version != version || version == 1 && x.Subject.Digest != img.Digest {
+		return list, nil
+	}
+	return append(list, x), nil
+}
+
+// settleAgain is how long after a failure the rest of an index is asked for again.
+const settleAgain = 30 * time.Second
+
+// settle has the rest of a device's index read while the device is in use, so that it
+// can be read without a network from then on, and is known to be right. The function
+// that it returns ends that, and returns when it has ended.
+func (i *Instance) settle(id ondemand.ObjectID, device source.Blob) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			err := prepare.Settle(ctx, device)
+			switch {
+			case err == nil || ctx.Err() != nil:
+				return
+			case errors.Is(err, toc.ErrDigest):
+				i.fetcher.Distrust(id, fmt.Errorf("%w: %w", fetch.ErrDigest, err))
+				return
+			case !source.Temporary(err):
+				i.report("reading the index of a layer", err)
+				return
+			}
+			select {
+			case <-time.After(settleAgain):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}

@@ -1,0 +1,110 @@
+package image
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/lacunafs/lacuna/internal/source/oci/ocitest"
+	"github.com/lacunafs/lacuna/internal/toc"
+	"github.com/lacunafs/lacuna/internal/toc/soci"
+)
+
+// raw is a manifest as it is pushed.
+type raw struct {
+	data []byte
+	kind string
+}
+
+func (r raw) RawManifest() ([]byte, error)           { return r.data, nil }
+func (r raw) MediaType() (types.MediaType, error)    { return types.MediaType(r.kind), nil }
+func (r raw) digest() digest.Digest                  { return digest.FromBytes(r.data) }
+func (r raw) in(repo name.Repository) name.Reference { return repo.Digest(r.digest().String()) }
+
+// index pushes zTOCs of the image's layers, of spans of the size, and an index that
+// lists them, beside the image that ref names. It returns what to mount.
+func (p *packed) index(t testing.TB, ref string, version int, spanSize int64) string {
+	t.Helper()
+	at, err := name.ParseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo := at.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	push := func(data []byte) { must(remote.WriteLayer(repo, static.NewLayer(data, types.OCILayer))) }
+	manifest, err := p.RawManifest()
+	must(err)
+	x := &soci.Index{Version: version, Tool: "test"}
+	for _, l := range p.layers {
+		z, err := soci.Build(t.Context(), bytes.NewReader(l.blob), soci.BuildOptions{SpanSize: spanSize, Tool: "test"})
+		if errors.Is(err, toc.ErrNotFormat) {
+			continue // it has sparse files
+		}
+		must(err)
+		push(z)
+		layer, err := l.Digest()
+		must(err)
+		x.Layers = append(x.Layers, soci.LayerZtoc{
+			Layer: digest.Digest(layer.String()), MediaType: string(l.mediaType),
+			Ztoc: digest.FromBytes(z), Size: int64(len(z)), SpanSize: spanSize,
+		})
+	}
+	push(soci.EmptyConfig())
+	image := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
+	if version == 1 {
+		x.Subject = &image
+	}
+	data, err := x.Marshal()
+	must(err)
+	m := raw{data, ocispec.MediaTypeImageManifest}
+	must(remote.Put(m.in(repo), m))
+	if version == 1 {
+		return ref
+	}
+	platform := ocispec.Platform{OS: "linux", Architecture: "amd64"}
+	image.Platform = &platform
+	index, manifests, err := soci.Enable(ocispec.Index{Manifests: []ocispec.Descriptor{image}},
+		func(ocispec.Descriptor) ([]byte, error) { return manifest, nil },
+		[]soci.Made{{Manifest: image.Digest, Platform: platform, Descriptor: x.Descriptor(data)}})
+	must(err)
+	for _, data := range manifests {
+		m := raw{data, ocispec.MediaTypeImageManifest}
+		must(remote.Put(m.in(repo), m))
+	}
+	tag := repo.Tag(strings.ReplaceAll(at.Identifier(), "soci", "indexed"))
+	must(remote.Put(tag, raw{index, ocispec.MediaTypeImageIndex}))
+	return tag.String()
+}
+
+// Layers are read by their zTOCs, and only what is read of them is fetched.
+func TestIndexedImage(t *testing.T) {
+	for _, f := range []format{formatOf("soci1"), formatOf("soci2")} {
+		t.Run(f.name, func(t *testing.T) {
+			r := ocitest.New(t)
+			m := start(t, "")
+			image := f.packAll(t, stormTars(t, 32)...)
+			ref := image.push(t, r)
+			dir := m.mount(ref, "mnt")
+			for _, l := range m.Status().Mounted[0].Layers {
+				if l.Format != "soci v"+f.name[4:] {
+					t.Errorf("layer is %s", l.Format)
+				}
+			}
+			compare(t, dir, image.tree(t))
+			m.umount(dir)
+		})
+	}
+}
