@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/sys"
 	"github.com/lacunafs/lacuna/test/instance"
 )
 
@@ -51,4 +53,39 @@ func TestWorkerKilledWhileItAttaches(t *testing.T) {
 	t.Logf("%d of 12 were attached", attached)
 	a.Stop()
 	a.wantGone()
+}
+
+// A file that is complete when it is attached is read past the cache's copy of it,
+// where the disk can, and has the same bytes, also when the worker dies.
+func TestCompleteFileAttachedAnewIsReadDirectly(t *testing.T) {
+	a := attachedToDaemon(t, "")
+	direct := func(want bool) {
+		t.Helper()
+		b, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for l := range strings.Lines(string(b)) {
+			if strings.Contains(l, " "+a.file+" ") && strings.Contains(l, ",directio") != want {
+				t.Errorf("directly: want %v of %s", want, l)
+			}
+		}
+	}
+	direct(false)
+	a.wantWhole(a.file)
+	a.Lacuna("detach", a.file)
+	a.Lacuna("attach", a.server.URL(), a.file)
+	data, err := filepath.Glob(filepath.Join(a.Root, "objects/*/*/data"))
+	if err != nil || len(data) != 1 {
+		t.Fatalf("objects: %v, %v", data, err)
+	}
+	n, err := sys.DirectAlignment(data[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct(n > 0 && n <= 4096)
+	a.wantWhole(a.file)
+	a.Kill(a.Worker())
+	a.WaitReady()
+	a.wantWhole(a.file)
 }
