@@ -17,6 +17,9 @@ MODULE := github.com/lacunafs/lacuna
 PKGS = $(shell $(GO) list ./... | grep -v '^$(MODULE)/test\(/\|$$\)')
 E2E_PKGS = $(shell $(GO) list ./... | grep '^$(MODULE)/test\(/\|$$\)')
 
+# Test binaries run apart from each other's mounts.
+APART = -exec=$(CURDIR)/scripts/apart.sh
+
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
@@ -45,16 +48,16 @@ test: ## linters, vet, all tests; installs what they need when root
 	@scripts/deps.sh test
 	@$(MAKE) --no-print-directory lint vet build soci $(BIN)/testcount
 	@$(BIN)/testcount \
-		-pass "-race -count=1 -timeout=15m $(PKGS)" \
-		$(if $(strip $(E2E_PKGS)),-pass "-count=1 -timeout=15m -p=1 $(E2E_PKGS)")
+		-pass "-race -count=1 -timeout=15m $(APART) $(PKGS)" \
+		$(if $(strip $(E2E_PKGS)),-pass "-count=1 -timeout=15m -p=1 $(APART) $(E2E_PKGS)")
 
 .PHONY: test-long
 test-long: ## all tests with the long ones (build tag long): storms, limits
 	@scripts/deps.sh test
 	@$(MAKE) --no-print-directory build soci $(BIN)/testcount
 	@$(BIN)/testcount \
-		-pass "-race -tags=long -count=1 -timeout=60m $(PKGS)" \
-		$(if $(strip $(E2E_PKGS)),-pass "-tags=long -count=1 -timeout=120m -p=1 $(E2E_PKGS)")
+		-pass "-race -tags=long -count=1 -timeout=60m $(APART) $(PKGS)" \
+		$(if $(strip $(E2E_PKGS)),-pass "-tags=long -count=1 -timeout=120m -p=1 $(APART) $(E2E_PKGS)")
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## golangci-lint as pinned in tools/go.mod

@@ -36,7 +36,7 @@ func (c checked) Run() int {
 	return leaktest.Run(c.m, os.Stderr)
 }
 
-// TestScripts runs testdata/script. The scripts attach files, so they need root
+// TestScripts runs testdata/script and testdata/alone. The scripts attach files, so they need root
 // and a kernel with pre-content events.
 func TestScripts(t *testing.T) {
 	featurestest.NeedRoot(t)
@@ -45,10 +45,15 @@ func TestScripts(t *testing.T) {
 	featurestest.SkipUnless(t, p.HaveFanotifyPreContent(root))
 	featurestest.SkipUnless(t, p.HaveMountAPI())
 	featurestest.SkipUnless(t, p.HaveErofsFileMounts(root))
-	testscript.Run(t, testscript.Params{
-		Dir: filepath.Join("testdata", "script"), WorkdirRoot: root,
-		Setup: setup, Cmds: commands(), RequireUniqueNames: true,
-	})
+	// Those in alone make mount namespaces, which copy the mounts of all others that run.
+	for _, dir := range []string{"script", "alone"} {
+		t.Run(dir, func(t *testing.T) {
+			testscript.Run(t, testscript.Params{
+				Dir: filepath.Join("testdata", dir), WorkdirRoot: root,
+				Setup: setup, Cmds: commands(), RequireUniqueNames: true,
+			})
+		})
+	}
 }
 
 // workRoot is a directory for the scripts on a disk: /tmp may be a tmpfs.
