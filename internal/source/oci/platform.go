@@ -123,6 +123,11 @@ func choose(list []v1.Descriptor, p platform) (v1.Descriptor, error) {
 	var there []string
 	for i, d := range list {
 		q := platformOf(d.Platform)
+		// What is of another kind may lie beside an image, with its platform, as
+		// indices of SOCI do.
+		if d.ArtifactType != "" && d.ArtifactType != v1.MediaTypeImageConfig {
+			continue
+		}
 		if q.os == "" || q.os == "unknown" { // attestations, and what says nothing
 			continue
 		}

@@ -124,6 +124,8 @@ func TestPlatforms(t *testing.T) {
 		}
 		return ds
 	}
+	beside := append(list("linux/amd64"), list("linux/amd64")...)
+	beside[0].MediaType, beside[0].ArtifactType = "an index", "application/vnd.amazon.soci.index.v2+json"
 	for _, c := range []struct {
 		asked string
 		there []v1.Descriptor
@@ -140,6 +142,8 @@ func TestPlatforms(t *testing.T) {
 		{"linux/arm/v6", list("linux/arm/v7", "linux/arm/v5"), "linux/arm/v5"},
 		{"linux/arm/v5", list("linux/arm/v7"), ""},
 		{"linux/amd64", list("unknown/unknown"), ""},
+		{"linux/amd64", beside, "linux/amd64"},
+		{"linux/amd64", beside[:1], ""},
 		{"linux/amd64", []v1.Descriptor{{MediaType: "only"}}, "only"},
 		{"linux/amd64", nil, ""},
 	} {
