@@ -64,6 +64,7 @@ func (m *mounted) wantSame(ref string, want *node) {
 	took := time.Since(began)
 	files, size := compare(m.t, dir, want)
 	m.t.Logf("mounted in %v; %d names and %d MiB compared after %v", took.Round(time.Millisecond), files, size>>20, time.Since(began).Round(time.Millisecond))
+	m.wantTools(dir, want)
 	m.umount(dir)
 }
 
