@@ -111,7 +111,7 @@ func (i *Instance) serveDevice(ctx context.Context, m *mountedImage, n int, open
 	}
 	o.asked, o.layer = asked, l
 	if layer.Ztoc != nil {
-		o.settling = i.settle(meta.ID, device)
+		o.settling = i.settle(device)
 	}
 	return o, nil
 }

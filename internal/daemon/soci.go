@@ -3,17 +3,13 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
-	"github.com/lacunafs/lacuna/internal/fetch"
-	"github.com/lacunafs/lacuna/internal/ondemand"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/oci"
-	"github.com/lacunafs/lacuna/internal/toc"
 	"github.com/lacunafs/lacuna/internal/toc/soci"
 )
 
@@ -112,10 +108,10 @@ func addIndex(ctx context.Context, img *oci.Image, list []*soci.Index, d digest.
 // settleAgain is how long after a failure the rest of an index is asked for again.
 const settleAgain = 30 * time.Second
 
-// settle has the rest of a device's index read while the device is in use, so that it
-// can be read without a network from then on, and is known to be right. The function
-// that it returns ends that, and returns when it has ended.
-func (i *Instance) settle(id ondemand.ObjectID, device source.Blob) (end func()) {
+// settle has the rest of a device's index read before a reader has to wait for it, so
+// that it is there without a network from then on. The function that it returns ends
+// that, and returns when it has ended.
+func (i *Instance) settle(device source.Blob) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -124,9 +120,6 @@ func (i *Instance) settle(id ondemand.ObjectID, device source.Blob) (end func())
 			err := prepare.Settle(ctx, device)
 			switch {
 			case err == nil || ctx.Err() != nil:
-				return
-			case errors.Is(err, toc.ErrDigest):
-				i.fetcher.Distrust(id, fmt.Errorf("%w: %w", fetch.ErrDigest, err))
 				return
 			case !source.Temporary(err):
 				i.report("reading the index of a layer", err)

@@ -110,35 +110,6 @@ func (o *Object) compare(d Digested) (err error) {
 	return nil
 }
 
-// Distrust makes all data of an object missing, and has nothing more fetched: what it
-// was made by turned out to be wrong. Readers get err, which should wrap ErrDigest.
-// An object that is not there, or has been distrusted, is left as it is.
-func (f *Fetcher) Distrust(id ondemand.ObjectID, err error) {
-	o, e := f.object(id)
-	if e != nil || !o.enterVerification() {
-		return
-	}
-	o.giveUp(err)
-	if d, ok := o.cache.(Digested); ok {
-		err = errors.Join(err, d.Invalidate(ondemand.Range{Len: o.Size()}))
-	}
-	o.report(err)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.live--
-	o.ended.Broadcast()
-}
-
-func (o *Object) enterVerification() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.closed || o.denied.Load() {
-		return false
-	}
-	o.live++
-	return true
-}
-
 // giveUp makes nothing of o count as present, and returns when no stream of it
 // runs. It is called by the verification.
 func (o *Object) giveUp(err error) {

@@ -169,6 +169,7 @@ func all(t testing.TB, r io.ReadCloser) []byte {
 type packed struct {
 	v1.Image
 	layers []*layer
+	ztocs  [][]byte // of its index
 	format format
 }
 

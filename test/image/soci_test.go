@@ -3,7 +3,10 @@ package image
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -54,6 +57,7 @@ func (p *packed) index(t testing.TB, ref string, version int, spanSize int64) st
 			continue // it has sparse files
 		}
 		must(err)
+		p.ztocs = append(p.ztocs, z)
 		push(z)
 		layer, err := l.Digest()
 		must(err)
@@ -107,4 +111,55 @@ func TestIndexedImage(t *testing.T) {
 			m.umount(dir)
 		})
 	}
+}
+
+// An index that is not what its digest says, though the registry sends it, gives no
+// byte, and nothing that was made by it stays.
+func TestIndexWithAnotherDigest(t *testing.T) {
+	r := ocitest.New(t)
+	m := start(t, "")
+	image := formatOf("soci2").packAll(t, stormTars(t, 4)[0])
+	ref := image.push(t, r)
+	for _, z := range image.ztocs {
+		wrong := bytes.Clone(z)
+		for at := len(z) / 4; at < len(z)/2; at += 4096 {
+			wrong[at] ^= 0x20 // in windows
+		}
+		r.Blob(z, serve(wrong))
+	}
+	dir := m.mount(ref, "mnt")
+	tree := image.tree(t)
+	var failed int
+	for _, f := range filesOf(tree) {
+		if _, err := os.ReadFile(filepath.Join(dir, f.Path)); err == nil && f.Size > 0 {
+			t.Errorf("%s was read", f.Path)
+		} else if errors.Is(err, syscall.EIO) {
+			failed++
+		}
+	}
+	if failed == 0 {
+		t.Error("nothing was refused")
+	}
+	for _, l := range m.Status().Mounted[0].Layers {
+		if l.Present > 0 {
+			t.Errorf("%d bytes of a layer are present", l.Present)
+		}
+	}
+	m.umount(dir)
+}
+
+// What was read of an indexed image is there without its registry, as is its index.
+func TestIndexedImageWithoutRegistry(t *testing.T) {
+	r := ocitest.New(t)
+	m := start(t, "deadline = \"5s\"\n")
+	image := formatOf("soci1").packAll(t, stormTars(t, 4)...)
+	ref := image.push(t, r)
+	dir := m.mount(ref, "mnt")
+	tree := image.tree(t)
+	compare(t, dir, tree)
+	m.umount(dir)
+	r.Stop()
+	dir = m.mount(ref, "mnt")
+	compare(t, dir, tree)
+	m.umount(dir)
 }

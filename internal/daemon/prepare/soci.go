@@ -142,7 +142,7 @@ func (l *Library) decoded(layer Layer, t *toc.TOC, blob source.Blob, ztoc func()
 	if err != nil {
 		return nil, nil, errors.Join(err, blob.Close())
 	}
-	x := &index{path: l.ztocPath(layer.Device), digest: layer.Ztoc.Digest, remote: remote}
+	x := &index{id: layer.Device, library: l, digest: layer.Ztoc.Digest, remote: remote, turn: make(chan struct{}, 1)}
 	if x.Reader, err = soci.NewReader(s, ztocBlob{x}); err != nil {
 		return nil, nil, errors.Join(err, blob.Close(), remote.Close())
 	}
@@ -154,17 +154,22 @@ func (l *Library) decoded(layer Layer, t *toc.TOC, blob source.Blob, ztoc func()
 	return d, x, nil
 }
 
-// index is a zTOC as spans.Index. It is the zTOC's blob too, of what is kept once that
-// is all of it, and of the registry's before.
+// index is a zTOC as spans.Index. The registry's word is not enough for what readers
+// are shown: a wrong window makes wrong bytes, and no digest of a span tells. So
+// nothing is decoded by a zTOC before all of it was found to have its digest.
 type index struct {
 	*soci.Reader
-	path   string
-	digest digest.Digest
-	remote source.Blob
+	library *Library
+	id      ondemand.ObjectID
+	digest  digest.Digest
+	remote  source.Blob
 
-	mu   sync.Mutex
-	kept source.Blob // what is at path; nil: not known to be there
-	bad  error       // what was read is not the zTOC
+	turn chan struct{} // has room for who settles
+
+	mu      sync.Mutex
+	kept    source.Blob // the zTOC's file; nil: not known to be there
+	settled bool        // what is kept has its digest
+	bad     error       // what was read is not the zTOC
 }
 
 // Size implements spans.Index.
@@ -178,11 +183,8 @@ func (x *index) Known(off int64) (from, end int64, known bool) { return x.Place(
 
 // Find implements spans.Index.
 func (x *index) Find(ctx context.Context, off int64) (spans.Span, error) {
-	x.mu.Lock()
-	bad := x.bad
-	x.mu.Unlock()
-	if bad != nil {
-		return spans.Span{}, bad
+	if err := x.settle(ctx); err != nil {
+		return spans.Span{}, err
 	}
 	found, err := x.Covering(ctx, off, off+1)
 	if err != nil {
@@ -217,7 +219,7 @@ func (x *index) open(ctx context.Context) (source.Blob, error) {
 	if x.kept != nil {
 		return x.kept, nil
 	}
-	kept, err := file.Open(ctx, x.path)
+	kept, err := file.Open(ctx, x.library.ztocPath(x.id))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, source.ErrNotFound) {
 		return nil, nil
 	}
@@ -228,20 +230,42 @@ func (x *index) open(ctx context.Context) (source.Blob, error) {
 	return kept, nil
 }
 
-// settle reads the zTOC whole, keeps it, and verifies that what was read of it before
-// belongs to its digest. toc.ErrDigest: it does not, and nothing more is read by it.
+// settle reads the zTOC whole, keeps it, and verifies that it and what was read of it
+// before belong to its digest; once. toc.ErrDigest: they do not, and nothing is read by
+// it from then on.
 func (x *index) settle(ctx context.Context) error {
+	if done, err := x.state(); done || err != nil {
+		return err
+	}
+	select {
+	case x.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-x.turn }()
+	if done, err := x.state(); done || err != nil {
+		return err
+	}
 	err := x.keep(ctx)
-	if err == nil {
-		err = x.Verify(ctx, x.digest.String())
+	if err == nil && !x.Spans().Verified() {
+		if err = x.Verify(ctx, x.digest.String()); err == nil {
+			err = replace(x.library.spansPath(x.id), x.Spans().Encode)
+		}
 	}
-	if errors.Is(err, toc.ErrDigest) {
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		x.bad = fmt.Errorf("zTOC %s: %w: %w", x.digest, err, source.ErrChanged)
-		err = errors.Join(x.bad, remove(x.path))
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if errors.Is(err, toc.ErrDigest) || errors.Is(err, toc.ErrInvalid) {
+		x.bad = fmt.Errorf("zTOC %s: %w: %w", x.digest, err, source.ErrNotBytes)
+		return errors.Join(x.bad, remove(x.library.ztocPath(x.id)), remove(x.library.spansPath(x.id)))
 	}
+	x.settled = err == nil
 	return err
+}
+
+func (x *index) state() (settled bool, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.settled, x.bad
 }
 
 // keep writes the zTOC to its file, unless it is there.
@@ -249,7 +273,7 @@ func (x *index) keep(ctx context.Context) error {
 	if kept, err := x.open(ctx); err != nil || kept != nil {
 		return err
 	}
-	return replace(x.path, func(w io.Writer) (err error) {
+	return replace(x.library.ztocPath(x.id), func(w io.Writer) (err error) {
 		body, err := x.remote.ReadRange(ctx, 0, x.remote.Size())
 		if err != nil {
 			return err

@@ -73,9 +73,8 @@ func (l *Library) Device(layer Layer, blob, ztoc func() (source.Blob, error)) so
 	}}
 }
 
-// Settle has the rest of an index read, and kept, that a device of Device is read by,
-// and what was read of it before verified. toc.ErrDigest: it is not what its digest
-// says, and what was read by it cannot be trusted.
+// Settle has the rest of an index read, verified and kept that a device of Device is
+// read by. Readers have to wait for it.
 func Settle(ctx context.Context, b source.Blob) error {
 	z, ok := b.(*lazy)
 	if !ok {
