@@ -124,6 +124,7 @@ var rules = []rule{
 	{from: "manifest"},
 	{from: "image", may: []string{"toc", "erofs"}},
 	{from: "mount", may: []string{"sys"}, tests: []string{"erofs"}},
+	{from: "keeper/keepertest"},
 	{from: "keeper/...", may: []string{"keeper/...", "sys"}},
 	{from: "control", may: []string{"sys"}},
 	{from: "daemon/...", may: []string{"..."}},
@@ -141,7 +142,7 @@ var rules = []rule{
 // testSupport may be imported by any test, besides what its package may import.
 var testSupport = []string{
 	"features/featurestest", "ondemand/ondemandtest/...", "source/sourcetest/...", "source/oci/ocitest", "leaktest",
-	"toc/toctest",
+	"toc/toctest", "keeper/keepertest",
 	// Tests of the upper packages use real ones of the lower.
 	"features", "sys", "ondemand", "source/mem", "source",
 }
@@ -203,7 +204,7 @@ var owners = map[string][]string{
 	"github.com/rogpeppe/go-internal": nil,
 	"pgregory.net/rapid":              {"ondemand/ondemandtest", "source/sourcetest"},
 	"go.uber.org/goleak":              {"ondemand/ondemandtest", "source/sourcetest", "leaktest"},
-	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "source/oci/ocitest", "features/featurestest", "toc/toctest", "leaktest", "test/..."},
+	"testing":                         {"ondemand/ondemandtest", "source/sourcetest", "source/oci/ocitest", "features/featurestest", "toc/toctest", "keeper/keepertest", "leaktest", "test/..."},
 	"log":                             {"daemon/...", "cmd/lacuna", "examples/...", "demo", "source/oci/ocitest"},
 }
 
