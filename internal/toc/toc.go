@@ -179,7 +179,7 @@ var (
 const (
 	// MaxEntries bounds the entries of a layer with the directories that their
 	// paths imply, and separately its chunks.
-	MaxEntries = 5_000_000
+	MaxEntries = 2_000_000
 	// MaxText bounds the sum of all names, link targets and extended attributes.
 	MaxText = 512 << 20
 	// MaxName is the longest path in bytes, PATH_MAX without its NUL, and

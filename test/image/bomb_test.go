@@ -192,7 +192,7 @@ func retyped(h []byte, typeflag byte) []byte {
 
 // maxEntriesPeak is the memory, in MiB, of a worker that reads as many entries as are
 // accepted (toc.MaxEntries), and maxPeak of one that refuses anything else.
-const maxEntriesPeak, maxPeak = 4 << 10, 200
+const maxEntriesPeak, maxPeak = 1536, 200
 
 // Layers that decode to much are refused, in memory that is bounded.
 func TestBombsAreRefused(t *testing.T) {
