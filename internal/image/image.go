@@ -42,13 +42,13 @@ var ErrMerge = errors.New("layers do not fit together")
 
 // Merge makes one filesystem of layers, the lowest first.
 func Merge(layers []Layer) (*Filesystem, error) {
-	fs := &Filesystem{Image: &erofs.Image{}}
-	m := &merger{root: newDirectory(), fs: fs}
+	out := &Filesystem{Image: &erofs.Image{}}
+	m := &merger{root: newDirectory(), out: out}
 	for i, l := range layers {
 		if l.TOC.DeviceSize() > 0 {
-			m.device = len(fs.Layers)
-			fs.Layers = append(fs.Layers, i)
-			fs.Image.Devices = append(fs.Image.Devices, erofs.Device{
+			m.device = len(out.Layers)
+			out.Layers = append(out.Layers, i)
+			out.Image.Devices = append(out.Image.Devices, erofs.Device{
 				Tag: l.Tag, Blocks: uint64(l.TOC.DeviceSize() / toc.BlockSize),
 			})
 		}
@@ -56,6 +56,6 @@ func Merge(layers []Layer) (*Filesystem, error) {
 			return nil, fmt.Errorf("layer %d of %d: %w", i+1, len(layers), err)
 		}
 	}
-	fs.Image.Root = m.root.finish(&fs.Files)
-	return fs, nil
+	out.Image.Root = m.root.finish(&out.Files)
+	return out, nil
 }

@@ -44,7 +44,7 @@ func (n *node) finish(files *int) *erofs.Inode {
 // merger applies one layer after the other to root.
 type merger struct {
 	root   *node
-	fs     *Filesystem
+	out    *Filesystem
 	device int // index of the layer's device
 }
 
@@ -276,7 +276,7 @@ func (m *merger) inode(e *toc.Entry, place int64) *erofs.Inode {
 	}
 	for _, x := range e.Xattrs {
 		if !erofs.KnowsXattr(x.Name) {
-			m.fs.Dropped++
+			m.out.Dropped++
 			continue
 		}
 		in.Xattrs = append(in.Xattrs, erofs.Xattr{Name: x.Name, Value: x.Value})

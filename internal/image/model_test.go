@@ -160,7 +160,7 @@ func merged(layers [][]raw) (model, error) {
 		}
 		in = append(in, Layer{TOC: t, Tag: "tag"})
 	}
-	fs, err := Merge(in)
+	merged, err := Merge(in)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +186,7 @@ func merged(layers [][]raw) (model, error) {
 			walk(strings.TrimPrefix(name+"/"+c.Name, "/"), c.Inode)
 		}
 	}
-	walk("", fs.Image.Root)
+	walk("", merged.Image.Root)
 	return m, nil
 }
 
