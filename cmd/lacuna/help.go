@@ -46,6 +46,9 @@ func (w *textWriter) printf(format string, args ...any) {
 }
 
 func verbHelp(w *textWriter, node *kong.Node) {
+	if node.DefaultCmd != nil {
+		node = node.DefaultCmd // what the verb does without a word of its own
+	}
 	w.printf("%s\n\n%s\n", synopsis(node), node.Help)
 	var text string
 	if p, ok := node.Target.Addr().Interface().(prose); ok {
@@ -68,7 +71,7 @@ func synopsis(node *kong.Node) string {
 		var lines []string
 		for n, form := range forms.Usage() {
 			lead := []string{"Usage: ", "       "}[min(n, 1)]
-			lines = append(lines, usageLine(lead+"lacuna "+node.Name, optional.FindAllString(form, -1)))
+			lines = append(lines, usageLine(lead+"lacuna "+verbOf(node), optional.FindAllString(form, -1)))
 		}
 		return strings.Join(lines, "\n")
 	}
@@ -90,7 +93,18 @@ func synopsis(node *kong.Node) string {
 		}
 		parts = append(parts, name)
 	}
-	return usageLine("Usage: lacuna "+node.Name, parts)
+	return usageLine("Usage: lacuna "+verbOf(node), parts)
+}
+
+// verbOf is how a command is typed, after the program's name.
+func verbOf(node *kong.Node) string {
+	if node.Parent == nil || node.Parent.Type == kong.ApplicationNode {
+		return node.Name
+	}
+	if node.Parent.DefaultCmd == node {
+		return verbOf(node.Parent)
+	}
+	return verbOf(node.Parent) + " " + node.Name
 }
 
 // optional is an optional part of a usage line, or a word.

@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon"
-	"github.com/lacunafs/lacuna/internal/source/oci"
 )
 
 // mountCmd makes an image, or the files of a manifest, appear as a directory.
@@ -146,47 +143,10 @@ func (c *mountCmd) check() error {
 		return wrong("mount: no directory is given")
 	}
 	if c.Manifest != "" {
-		return checkPath("--manifest", c.Manifest, false, "a JSON list of files; `lacuna mount --help` shows one")
+		return checkPath("mount: --manifest", c.Manifest, false, "a JSON list of files; `lacuna mount --help` shows one")
 	}
-	return c.checkImage()
-}
-
-// checkImage finds what cannot be meant before anybody is asked.
-func (c *mountCmd) checkImage() error {
-	wrong := func(err error, hint string) error {
-		return &control.Error{Message: "mount: " + err.Error(), Hint: hint, Exit: control.ExitUsage}
-	}
-	if err := oci.CheckReference(c.Image); err != nil {
-		return wrong(err, "write registry.example/repository:tag, oci-layout:DIR or docker-archive:FILE")
-	}
-	if err := oci.CheckPlatform(c.Platform); err != nil {
-		return wrong(err, "write --platform linux/amd64 or linux/arm/v7")
-	}
-	if err := checkPath("--authfile", c.Authfile, false, "a file such as docker's config.json"); err != nil {
-		return err
-	}
-	return checkPath("--hosts-dir", c.HostsDir, true, "a directory that has one for each registry, as /etc/containerd/certs.d has")
-}
-
-// checkPath wants what a flag names to be there, and to be what it must be.
-func checkPath(flag, path string, directory bool, what string) error {
-	if path == "" {
-		return nil
-	}
-	wrong := ""
-	st, err := os.Stat(path)
-	var of *fs.PathError
-	switch {
-	case errors.As(err, &of):
-		wrong = of.Err.Error()
-	case directory && !st.IsDir():
-		wrong = "it is not a directory"
-	case !directory && st.IsDir():
-		wrong = "it is a directory"
-	default:
-		return nil
-	}
-	return &control.Error{Message: fmt.Sprintf("mount: %s %s: %s", flag, path, wrong), Hint: "name " + what, Exit: control.ExitUsage}
+	f := imageFlags{Platform: c.Platform, Authfile: c.Authfile, HostsDir: c.HostsDir}
+	return f.check("mount", c.Image)
 }
 
 // absoluteImage makes the path in a reference absolute: the daemon lives elsewhere.

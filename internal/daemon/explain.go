@@ -217,6 +217,14 @@ func explainErrno(err error) (hint string, exit control.Exit) {
 	return "", control.ExitError
 }
 
+// OfImage marks an error of reading or writing images, for Explain.
+func OfImage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &imageError{err}
+}
+
 // imageError is an error of opening an image: its hints are others than a file's.
 type imageError struct{ error }
 

@@ -122,6 +122,8 @@ var rules = []rule{
 	// The one place that sees sources and the cache together, below daemon.
 	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
 	{from: "manifest"},
+	// Images made of images, by who asks for them.
+	{from: "publish", may: []string{"source/...", "toc/...", "zran"}},
 	{from: "image", may: []string{"toc", "erofs"}},
 	{from: "mount", may: []string{"sys"}, tests: []string{"erofs"}},
 	{from: "keeper/keepertest"},

@@ -1,9 +1,11 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -68,13 +70,25 @@ func hostName(u *url.URL) string { return u.Host }
 
 // get asks the host for path and sees to its login. It follows nothing.
 func (h *host) get(ctx, life context.Context, path string, header http.Header) (*ranged.Answer, error) {
+	return h.ask(ctx, life, path, request{http.MethodGet, header, nil})
+}
+
+// request is what a host is asked besides a path. The body may be sent several times.
+type request struct {
+	method string
+	header http.Header
+	body   []byte
+}
+
+// ask is get for any request.
+func (h *host) ask(ctx, life context.Context, path string, q request) (*ranged.Answer, error) {
 	for try := 0; ; try++ {
 		authorization, number, err := h.session.Authorization(ctx)
 		if err != nil {
 			return nil, err
 		}
 		u := h.url(path)
-		a, err := h.send(ctx, life, u, header, authorization)
+		a, err := h.send(ctx, life, u, q, authorization)
 		if err != nil {
 			if h.guess && u.Scheme == "https" && hasNoTLS(u, err) {
 				h.plain.Store(true)
@@ -116,28 +130,43 @@ func (e *laterError) Temporary() bool           { return true }
 func (e *laterError) RetryDelay() time.Duration { return e.wait }
 
 // send sends one request to u at the host itself.
-func (h *host) send(ctx, life context.Context, u *url.URL, header http.Header, authorization string) (*ranged.Answer, error) {
+func (h *host) send(ctx, life context.Context, u *url.URL, q request, authorization string) (*ranged.Answer, error) {
+	req := ranged.NewRequest(u, h.headers(q.header, authorization))
+	req.Method = q.method
+	if q.body != nil {
+		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(q.body)), int64(len(q.body))
+	}
+	return h.sender(life).Send(ctx, req)
+}
+
+// headers are those of a request to the host itself.
+func (h *host) headers(header http.Header, authorization string) http.Header {
 	all := http.Header{}
 	if authorization != "" {
 		all.Set("Authorization", authorization)
 	}
 	maps.Copy(all, h.header)
 	maps.Copy(all, header)
-	return h.sender(life).Send(ctx, ranged.NewRequest(u, h.finish(all)))
+	return h.finish(all)
 }
 
 // target asks for u, where the host has redirected to. Elsewhere nobody is to
 // see who asks.
 func (h *host) target(ctx, life context.Context, u *url.URL, header http.Header) (*ranged.Answer, error) {
-	own := h.url("")
-	if u.Scheme != own.Scheme || u.Host != own.Host {
+	if !h.isOwn(u) {
 		return h.sender(life).Send(ctx, ranged.NewRequest(u, h.finish(header.Clone())))
 	}
 	authorization, _, err := h.session.Authorization(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return h.send(ctx, life, u, header, authorization)
+	return h.send(ctx, life, u, request{http.MethodGet, header, nil}, authorization)
+}
+
+// isOwn tells whether u is at the host itself, which may see who asks.
+func (h *host) isOwn(u *url.URL) bool {
+	own := h.url("")
+	return u.Scheme == own.Scheme && u.Host == own.Host
 }
 
 func (h *host) finish(header http.Header) http.Header {

@@ -207,22 +207,30 @@ func (i *Image) load(ctx context.Context, from documents, p platform, asked bool
 			return err
 		}
 	}
-	i.Digest = d
-	if doc.Config.Size > jsonLimit {
-		return fmt.Errorf("%w: the configuration has %d bytes", ErrUnsupported, doc.Config.Size)
-	}
-	if i.Config, err = from.config(ctx, *doc.Config); err != nil {
-		return err
-	}
-	var is platform
-	if i.Layers, is, err = layersOf(doc, i.Config); err != nil {
+	is, err := i.read(ctx, from, doc, d)
+	if err != nil {
 		return err
 	}
 	if asked && is.os != "" && p.runs(is) == 0 {
 		return fmt.Errorf("%w for %s; there is %s", ErrNoPlatform, p, is)
 	}
-	i.Platform = is.String()
 	return nil
+}
+
+// read makes it the image of a manifest, which has the digest d.
+func (i *Image) read(ctx context.Context, from documents, doc document, d digest.Digest) (is platform, err error) {
+	i.Digest = d
+	if doc.Config.Size > jsonLimit {
+		return is, fmt.Errorf("%w: the configuration has %d bytes", ErrUnsupported, doc.Config.Size)
+	}
+	if i.Config, err = from.config(ctx, *doc.Config); err != nil {
+		return is, err
+	}
+	if i.Layers, is, err = layersOf(doc, i.Config); err != nil {
+		return is, err
+	}
+	i.Platform = is.String()
+	return is, nil
 }
 
 // Place is where the image lies: its registry and repository, or its path.

@@ -117,6 +117,24 @@ func CheckReference(ref string) error {
 	return nil
 }
 
+// SplitReference is the place of an image, as Image.Place says it, and its tag, which is
+// empty where the reference has a digest, or is a path without one.
+func SplitReference(ref string) (place, tag string, err error) {
+	r, err := parseReference(ref, exists)
+	if err != nil {
+		return "", "", fmt.Errorf("open image %q: %w", ref, err)
+	}
+	if r.archive {
+		_, r.tag, _ = cutLast(r.tag, ":") // which is NAME:TAG
+	}
+	return r.place(), r.tag, nil
+}
+
+// IsRegistry tells whether a place is in a registry.
+func IsRegistry(place string) bool {
+	return !strings.HasPrefix(place, layoutPrefix) && !strings.HasPrefix(place, archivePrefix)
+}
+
 // whyMalformed says what is wrong with what is no reference of a registry.
 func whyMalformed(s string) string {
 	name, dgst, hasDigest := strings.Cut(s, "@")

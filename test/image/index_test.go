@@ -1,0 +1,46 @@
+package image
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/lacunafs/lacuna/internal/source/oci/ocitest"
+)
+
+// formatsOf are the formats of a mounted image's layers.
+func (m *mounted) formatsOf() (list []string) {
+	for _, l := range m.Status().Mounted[0].Layers {
+		list = append(list, l.Format)
+	}
+	return list
+}
+
+// An index that the program makes is one that it mounts by.
+func TestIndexMadeAndMounted(t *testing.T) {
+	for version, args := range map[string][]string{
+		"2": {"--push"},
+		"1": {"--v1", "--push"},
+	} {
+		t.Run("v"+version, func(t *testing.T) {
+			r := ocitest.New(t)
+			m := start(t, "")
+			image := formatOf("gzip").packAll(t, stormTars(t, 8)...)
+			ref := image.push(t, r)
+			m.Lacuna(append(append([]string{"index", "--min-layer-size", "0B", "--span-size", "64KiB"}, args...), ref)...)
+			if version == "2" {
+				ref += "-soci"
+			}
+			dir := m.mount(ref, "mnt")
+			for _, f := range m.formatsOf() {
+				if f != "soci v"+version {
+					t.Errorf("layer is %s", f)
+				}
+			}
+			compare(t, dir, image.tree(t))
+			m.umount(dir)
+			if n := r.Count(func(q ocitest.Request) bool { return q.Method == "PUT" && strings.Contains(q.Path, "/blobs/") }); n == 0 {
+				t.Error("no zTOC was pushed")
+			}
+		})
+	}
+}
