@@ -44,8 +44,8 @@ SOCI (version 2 by default), which other snapshotters read too.
 With --v2 the image itself names its index, so that whoever trusts the image's
 digest can trust the index, and no registry has to list what refers to what.
 That makes it another image, which is pushed as IMAGE's tag with -soci, or as
---tag. With --v1 the image stays what it is and the index refers to it; whoever may
-push to the repository can add one. All images of a multi-platform one are
+--tag. With --v1 the image stays what it is and the index refers to it; whoever
+may push to the repository can add one. All images of a multi-platform one are
 indexed, or that of --platform.
 
 The same image and flags give the same index, byte for byte. No daemon is
