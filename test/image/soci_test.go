@@ -163,3 +163,49 @@ func TestIndexedImageWithoutRegistry(t *testing.T) {
 	compare(t, dir, tree)
 	m.umount(dir)
 }
+
+// An index that is damaged where it is kept is fetched anew.
+func TestKeptIndexIsDamaged(t *testing.T) {
+	r := ocitest.New(t)
+	m := start(t, "")
+	image := formatOf("soci2").packAll(t, stormTars(t, 4)[0])
+	ref := image.push(t, r)
+	tree := image.tree(t)
+	first := filesOf(tree)[0].Path
+	for name, damage := range map[string]func(z []byte) []byte{
+		"a bit":     func(z []byte) []byte { z[len(z)/2] ^= 1; return z },
+		"truncated": func(z []byte) []byte { return z[:len(z)/2] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &mounted{m.For(t), t}
+			dir := m.mount(ref, "mnt")
+			if _, err := os.ReadFile(filepath.Join(dir, first)); err != nil {
+				t.Fatal(err)
+			}
+			m.umount(dir)
+			kept, err := filepath.Glob(filepath.Join(m.Root, "layers", "*.ztoc"))
+			if err != nil || len(kept) != 1 {
+				t.Fatalf("kept: %v, %v", kept, err)
+			}
+			z, err := os.ReadFile(kept[0])
+			if err == nil {
+				err = os.WriteFile(kept[0], damage(z), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			objects, err := filepath.Glob(filepath.Join(m.Root, "objects", "*", "*"))
+			if err != nil || len(objects) == 0 {
+				t.Fatalf("objects: %v, %v", objects, err)
+			}
+			for _, path := range objects { // or nothing would be decoded again
+				if err := os.RemoveAll(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			dir = m.mount(ref, "mnt")
+			compare(t, dir, tree)
+			m.umount(dir)
+		})
+	}
+}

@@ -226,6 +226,9 @@ func (x *index) open(ctx context.Context) (source.Blob, error) {
 	if err != nil {
 		return nil, err
 	}
+	if kept.Size() != x.remote.Size() {
+		return nil, kept.Close() // it is replaced
+	}
 	x.kept = kept
 	return kept, nil
 }
@@ -246,12 +249,7 @@ func (x *index) settle(ctx context.Context) error {
 	if done, err := x.state(); done || err != nil {
 		return err
 	}
-	err := x.keep(ctx)
-	if err == nil && !x.Spans().Verified() {
-		if err = x.Verify(ctx, x.digest.String()); err == nil {
-			err = replace(x.library.spansPath(x.id), x.Spans().Encode)
-		}
-	}
+	err := x.verifyKept(ctx)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if errors.Is(err, toc.ErrDigest) || errors.Is(err, toc.ErrInvalid) {
@@ -262,18 +260,40 @@ func (x *index) settle(ctx context.Context) error {
 	return err
 }
 
+// verifyKept keeps the zTOC and verifies it. What was kept before and is damaged is
+// fetched anew.
+func (x *index) verifyKept(ctx context.Context) error {
+	fetched, err := x.keep(ctx)
+	if err == nil {
+		err = x.Verify(ctx, x.digest.String())
+	}
+	if fetched || !errors.Is(err, toc.ErrDigest) {
+		return err
+	}
+	x.mu.Lock()
+	x.kept = nil
+	x.mu.Unlock()
+	if err := remove(x.library.ztocPath(x.id)); err != nil {
+		return err
+	}
+	if _, err := x.keep(ctx); err != nil {
+		return err
+	}
+	return x.Verify(ctx, x.digest.String())
+}
+
 func (x *index) state() (settled bool, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.settled, x.bad
 }
 
-// keep writes the zTOC to its file, unless it is there.
-func (x *index) keep(ctx context.Context) error {
+// keep fetches the zTOC to its file, unless it is there.
+func (x *index) keep(ctx context.Context) (fetched bool, err error) {
 	if kept, err := x.open(ctx); err != nil || kept != nil {
-		return err
+		return false, err
 	}
-	return replace(x.library.ztocPath(x.id), func(w io.Writer) (err error) {
+	return true, replace(x.library.ztocPath(x.id), func(w io.Writer) (err error) {
 		body, err := x.remote.ReadRange(ctx, 0, x.remote.Size())
 		if err != nil {
 			return err

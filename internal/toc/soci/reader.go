@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/lacunafs/lacuna/internal/toc"
@@ -39,6 +40,7 @@ type Reader struct {
 
 	mu    sync.Mutex
 	heads map[int]zran.Checkpoint // without windows
+	all   []zran.Checkpoint       // without windows; nil: not all of them are known
 	used  map[int][sha256.Size]byte
 }
 
@@ -275,6 +277,19 @@ func (r *Reader) around(s *Spans, out int64) (lo, hi int, from, to int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	hi, to = s.Count(), s.Uncompressed
+	if r.all != nil {
+		hi, _ = slices.BinarySearchFunc(r.all, out, func(c zran.Checkpoint, out int64) int {
+			if c.Out <= out {
+				return -1
+			}
+			return 1
+		})
+		if hi < len(r.all) {
+			to = r.all[hi].Out
+		}
+		lo = max(hi-1, 0)
+		return lo, hi, r.all[lo].Out, to
+	}
 	for i, c := range r.heads {
 		if c.Out <= out && i >= lo {
 			lo, from = i, c.Out
@@ -291,7 +306,7 @@ func (r *Reader) around(s *Spans, out int64) (lo, hi int, from, to int64) {
 // something was used before must be what they were, and so must the metadata; any
 // other is toc.ErrDigest. From then on Spans are Verified, and to be encoded anew.
 func (r *Reader) Verify(ctx context.Context, digest string) error {
-	sums, err := r.verify(ctx, digest)
+	sums, heads, err := r.verify(ctx, digest)
 	if err != nil {
 		return fmt.Errorf("verify zTOC: %w", err)
 	}
@@ -304,19 +319,19 @@ func (r *Reader) Verify(ctx context.Context, digest string) error {
 	}
 	verified := *r.spans
 	verified.sums = sums
-	r.spans = &verified
+	r.spans, r.all = &verified, heads
 	return nil
 }
 
-func (r *Reader) verify(ctx context.Context, digest string) (_ [][sha256.Size]byte, err error) {
+func (r *Reader) verify(ctx context.Context, digest string) (_ [][sha256.Size]byte, _ []zran.Checkpoint, err error) {
 	s := r.Spans()
 	body, err := r.ztoc.ReadRange(ctx, 0, s.ZtocSize)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
 	whole, kept := sha256.New(), sha256.New()
-	sums := make([][sha256.Size]byte, s.Count())
+	sums, heads := make([][sha256.Size]byte, s.Count()), make([]zran.Checkpoint, s.Count())
 	next, last := 0, zran.Checkpoint{}
 	buf := make([]byte, recordSize)
 	for pos := int64(0); pos < s.ZtocSize; {
@@ -325,14 +340,15 @@ func (r *Reader) verify(ctx context.Context, digest string) (_ [][sha256.Size]by
 			if off, size = s.Record(next); size > 0 {
 				break
 			}
-			next, last, off = next+1, s.fixed(next), -1
+			heads[next] = s.fixed(next)
+			next, last, off = next+1, heads[next], -1
 		}
 		n := min(int64(len(buf)), s.ZtocSize-pos)
 		if off > pos {
 			n = min(n, off-pos)
 		}
 		if _, err := io.ReadFull(body, buf[:n]); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		whole.Write(buf[:n])
 		for _, k := range s.kept {
@@ -345,22 +361,23 @@ func (r *Reader) verify(ctx context.Context, digest string) (_ [][sha256.Size]by
 			c := parseRecord(buf[:n])
 			c.Window = nil
 			if err := s.check(next, c); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			if next > 0 {
 				if err := checkPair(next-1, last, next, c); err != nil {
-					return nil, err
+					return nil, nil, err
 				}
 			}
+			heads[next] = c
 			next, last = next+1, c
 		}
 		pos += n
 	}
 	switch got := "sha256:" + hex.EncodeToString(whole.Sum(nil)); {
 	case got != digest:
-		return nil, fmt.Errorf("it is %s, the index says %.100q: %w", got, digest, toc.ErrDigest)
+		return nil, nil, fmt.Errorf("it is %s, the index says %.100q: %w", got, digest, toc.ErrDigest)
 	case [sha256.Size]byte(kept.Sum(nil)) != s.keptSum:
-		return nil, fmt.Errorf("its metadata were others: %w", toc.ErrDigest)
+		return nil, nil, fmt.Errorf("its metadata were others: %w", toc.ErrDigest)
 	}
-	return sums, nil
+	return sums, heads, nil
 }
