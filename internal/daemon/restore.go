@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -123,7 +124,7 @@ type unguarded struct {
 // then, and whether its filesystem lives.
 func tryTakeDown(rec record, mounted bool) (stands, alive bool, err error) {
 	if mounted {
-		err := mount.Unmount(rec.Path, false)
+		err := rec.takeOff(false)
 		if stands = errors.Is(err, syscall.EBUSY); err != nil && !stands {
 			return stands, true, err
 		}
@@ -187,11 +188,12 @@ func (i *Instance) unmountStrays(alone *unguarded) error {
 	if err != nil {
 		return err
 	}
-	for _, m := range mounts {
+	for _, m := range slices.Backward(mounts) { // the upper ones first
 		if i.files[m.Point] != nil || i.mounts[m.Point] != nil || !isOwnMount(m, i.root.Dir()) {
 			continue
 		}
-		if err := mount.Unmount(m.Point, false); err != nil {
+		at := record{Path: m.Point, Device: m.Device()}
+		if err := at.takeOff(false); err != nil {
 			i.note(fmt.Sprintf("a dead instance left %s: %v", m.Point, err))
 			i.log.Error("unmounting what a dead instance left", "file", m.Point, "err", err)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -25,10 +26,9 @@ func (rec *record) shows(m mount.Mount) bool {
 	return m.Type == "erofs" && m.Device() == rec.Device
 }
 
-// standing tells whether the record's mount stands.
+// standing tells whether the record's mount stands, maybe with something else over it.
 func (rec *record) standing(mounts []mount.Mount) bool {
-	m, mounted := mount.At(mounts, rec.Path)
-	return mounted && rec.shows(m)
+	return slices.ContainsFunc(mounts, func(m mount.Mount) bool { return m.Point == rec.Path && rec.shows(m) })
 }
 
 // alive tells whether anybody can still read a file of the record's filesystem.
@@ -76,11 +76,12 @@ func (rec *record) alone() error {
 }
 
 // elsewhere is where the record's filesystem is shown besides: at other mount points,
-// through overlays, in other mount namespaces.
+// through overlays, in other mount namespaces. Copies that go with it do not count.
 func (rec *record) elsewhere(mounts []mount.Mount) ([]string, error) {
 	var found []string
+	own, _ := mount.At(mounts, rec.Path)
 	for _, m := range mounts {
-		if m.Point != rec.Path && rec.shows(m) {
+		if m.Point != rec.Path && rec.shows(m) && !mount.Follows(mounts, own, mounts, m) {
 			found = append(found, "a mount of it at "+m.Point)
 		}
 	}
@@ -115,6 +116,11 @@ func (rec *record) users(except ...int) string {
 	for _, u := range users {
 		if !u.Elsewhere {
 			found = append(found, "process "+u.String())
+		}
+	}
+	for _, m := range mounts {
+		if strings.HasPrefix(m.Point, rec.Path+"/") {
+			found = append(found, "what is mounted in it at "+m.Point)
 		}
 	}
 	loops, err := mount.LoopDevices()

@@ -188,7 +188,7 @@ func takeDown(root string, held keeper.Held, except ...int) (left []standing, er
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range mounts {
+	for _, m := range slices.Backward(mounts) { // the upper ones first
 		own := isOwnMount(m, root)
 		for _, rec := range recs {
 			own = own || rec.shows(m)
@@ -196,9 +196,9 @@ func takeDown(root string, held keeper.Held, except ...int) (left []standing, er
 		if !own {
 			continue
 		}
-		if err := mount.Unmount(m.Point, false); errors.Is(err, syscall.EBUSY) {
-			busy := record{Path: m.Point, Device: m.Device()}
-			left = append(left, standing{m.Point, func() string { return busy.users(except...) }})
+		at := record{Path: m.Point, Device: m.Device()}
+		if err := at.takeOff(false); errors.Is(err, syscall.EBUSY) {
+			left = append(left, standing{m.Point, func() string { return at.users(except...) }})
 		} else if err != nil {
 			left = append(left, standing{m.Point, func() string { return "somebody (" + err.Error() + ")" }})
 		}

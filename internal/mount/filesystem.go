@@ -28,11 +28,16 @@ func UsersOf(dev uint64, except ...int) ([]User, error) {
 }
 
 // Elsewhere finds the other mount namespaces in which the filesystem with that
-// device number is mounted, by one process of each.
+// device number is mounted, by one process of each. Copies that go with a mount of this
+// namespace do not count.
 func Elsewhere(dev uint64, except ...int) ([]User, error) {
 	own, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return nil, fmt.Errorf("look for users: %w", err)
+	}
+	ours, err := List()
+	if err != nil {
+		return nil, err
 	}
 	var users []User
 	namespaces := map[string]bool{own: true} // those that were looked into
@@ -41,7 +46,7 @@ func Elsewhere(dev uint64, except ...int) ([]User, error) {
 		if err != nil || namespaces[ns] {
 			return
 		}
-		seen, complete := mountsDevice(dir, dev)
+		seen, complete := mountsDevice(dir, dev, ours)
 		// A process in a chroot sees only part of its namespace's mounts.
 		namespaces[ns] = seen || complete
 		if seen {
@@ -89,8 +94,9 @@ func isOn(dir string, dev uint64) bool {
 }
 
 // mountsDevice tells whether the filesystem is mounted where the process lives, as
-// far as it sees; complete: it sees its namespace's root.
-func mountsDevice(dir string, dev uint64) (seen, complete bool) {
+// far as it sees, otherwise than as a copy of one of ours; complete: it sees its
+// namespace's root.
+func mountsDevice(dir string, dev uint64, ours []Mount) (seen, complete bool) {
 	f, err := os.Open(filepath.Join(dir, "mountinfo"))
 	if err != nil {
 		return false, false
@@ -100,7 +106,7 @@ func mountsDevice(dir string, dev uint64) (seen, complete bool) {
 		return false, false
 	}
 	for _, m := range mounts {
-		seen = seen || m.Device() == dev
+		seen = seen || m.Device() == dev && !slices.ContainsFunc(ours, func(own Mount) bool { return Follows(ours, own, mounts, m) })
 		complete = complete || m.Point == "/"
 	}
 	return seen, complete

@@ -27,6 +27,8 @@ type Mount struct {
 	Source string
 
 	options string // of the filesystem, with the kernel's escapes
+
+	shared, master int // peer groups: its own, and the one that it is a slave of; 0: none
 }
 
 // Device is st_dev of the files of the mount.
@@ -81,6 +83,7 @@ func parseLine(line string) (Mount, error) {
 		return Mount{}, bad
 	}
 	m.ID, m.Parent, m.Major, m.Minor = id, parent, uint32(ma), uint32(mi)
+	m.shared, m.master = group(fields[6:], "shared"), group(fields[6:], "master")
 	return m, nil
 }
 

@@ -35,8 +35,14 @@ func escape(s string) string {
 	return strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`, "#", `\043`).Replace(s)
 }
 
-// line writes m as the kernel does, with optional fields.
+// line writes m as the kernel does, with other optional fields besides.
 func line(m Mount, optional string) string {
+	if m.master > 0 {
+		optional = fmt.Sprintf(" master:%d", m.master) + optional
+	}
+	if m.shared > 0 {
+		optional = fmt.Sprintf(" shared:%d", m.shared) + optional
+	}
 	return fmt.Sprintf("%d %d %d:%d %s %s rw,relatime%s - %s %s %s", m.ID, m.Parent, m.Major, m.Minor, escape(m.Root), escape(m.Point), optional, m.Type, escape(m.Source), m.options)
 }
 
@@ -52,9 +58,10 @@ func TestWhatTheKernelWritesIsRead(t *testing.T) {
 				Root: path.Draw(t, "root"), Point: path.Draw(t, "point"), Type: rapid.StringMatching(`[a-z0-9.]{1,8}`).Draw(t, "type"),
 				Source:  rapid.OneOf(path, rapid.Just("none")).Draw(t, "source"),
 				options: "rw,x=y",
+				shared:  rapid.IntRange(0, 9).Draw(t, "shared"), master: rapid.IntRange(0, 9).Draw(t, "master"),
 			}
 			want = append(want, m)
-			optional := rapid.SampledFrom([]string{"", " master:1", " shared:3 master:4", " unbindable"}).Draw(t, "optional")
+			optional := rapid.SampledFrom([]string{"", " propagate_from:3", " unbindable"}).Draw(t, "optional")
 			text.WriteString(line(m, optional) + "\n")
 		}
 		got, err := parse(strings.NewReader(text.String()))
@@ -89,7 +96,7 @@ type brokenReader struct{ err error }
 func (b brokenReader) Read([]byte) (int, error) { return 0, b.err }
 
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(line(Mount{ID: 36, Parent: 35, Major: 98, Root: "/a b", Point: `/c\d`, Type: "ext3"}, " master:1") + "\n"))
+	f.Add([]byte(line(Mount{ID: 36, Parent: 35, Major: 98, Root: "/a b", Point: `/c\d`, Type: "ext3", master: 1}, "") + "\n"))
 	own, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		f.Fatal(err)

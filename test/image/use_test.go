@@ -298,7 +298,13 @@ func TestZerosAreForgottenInAMount(t *testing.T) {
 // ask has it run a shell's line.
 func elsewhere(t *testing.T) (ask func(line string) string, end func()) {
 	t.Helper()
-	sh := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", `echo up; while read line; do eval "$line"; done`)
+	return elsewhereAs(t, "private")
+}
+
+// elsewhereAs is elsewhere with copies of that propagation (unshare(1)).
+func elsewhereAs(t *testing.T, propagation string) (ask func(line string) string, end func()) {
+	t.Helper()
+	sh := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-c", `echo up; while read line; do eval "$line"; done`)
 	in, err := sh.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
