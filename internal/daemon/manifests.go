@@ -62,6 +62,9 @@ func (i *Instance) mountManifest(ctx context.Context, rec record, q control.Moun
 		reply.Notes = append(reply.Notes, fmt.Sprintf("sizes are those of the last mount, because a source does not answer: %v", err))
 	}
 	rec.Plan = files.plan.Key
+	if rec.Placeholder, err = needsDirectory(rec.Path); err != nil { // sources may have taken long to answer
+		return reply, err
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.stopping {

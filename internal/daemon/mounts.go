@@ -55,6 +55,10 @@ func (i *Instance) Mount(ctx context.Context, q control.MountRequest) (reply con
 		return reply, err
 	}
 	rec.Plan = plan.Key
+	// It may have taken long, and somebody else have used the place meanwhile.
+	if rec.Placeholder, err = needsDirectory(path); err != nil {
+		return reply, errors.Join(err, img.Close())
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.stopping {

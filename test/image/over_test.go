@@ -1,7 +1,9 @@
 package image
 
 import (
+	"bytes"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -159,4 +161,51 @@ func TestUmountTakesCopiesThatFollow(t *testing.T) {
 	}
 	end()
 	off()
+}
+
+// What somebody else puts in the place while an image is prepared is not covered.
+func TestPlaceIsTakenWhileAnImageIsPrepared(t *testing.T) {
+	for name, c := range map[string]struct {
+		take func(t *testing.T, at string)
+		exit int
+	}{
+		"mounted on": {func(t *testing.T, at string) { tmpfsOn(t, at) }, 6},
+		"not empty": {func(t *testing.T, at string) {
+			if err := os.WriteFile(filepath.Join(at, "precious"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := ocitest.New(t)
+			layer := tarOf(t, file("data", "x"))
+			image := formatOf("tar").packAll(t, layer)
+			ref := image.push(t, r)
+			begun, goOn := make(chan struct{}, 100), make(chan struct{})
+			r.Blob(layer, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+				begun <- struct{}{}
+				<-goOn
+				http.ServeContent(w, q, "", time.Time{}, bytes.NewReader(layer))
+			}))
+			m := start(t, "")
+			at := filepath.Join(m.Dir, "mnt")
+			if err := os.Mkdir(at, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() {
+				_, err := m.Try("mount", ref, at)
+				ended <- err
+			}()
+			<-begun
+			c.take(t, at)
+			close(goOn)
+			if err := <-ended; instance.ExitOf(err) != c.exit {
+				t.Errorf("mount: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(at, "precious")); err != nil {
+				t.Errorf("it is covered: %v", err)
+			}
+		})
+	}
 }
