@@ -156,13 +156,8 @@ func (i *Instance) note(line string) {
 }
 
 // open makes the instance's parts, taking over what the keeper has held. After
-// it nothing is served yet.
+// it nothing is served yet. After an error close frees what there is.
 func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error) {
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, i.close())
-		}
-	}()
 	// First of all: numbers of open events must not be given to anything else.
 	if legacy, err = i.takeOver(); err != nil {
 		return nil, err

@@ -99,6 +99,10 @@ func notifyAddress() string {
 		return ""
 	}
 	for _, path := range stale {
+		st, err := os.Lstat(path)
+		if err != nil || time.Since(st.ModTime()) < time.Minute {
+			continue // one that is being bound has its file first, and refuses too
+		}
 		conn, err := net.Dial("unixgram", path)
 		if err == nil {
 			err = conn.Close()

@@ -40,17 +40,17 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 	defer signal.Stop(signals)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	w := &worker{Instance: i, signals: signals, env: env, failed: make(chan error, 2)}
 	legacy, err := i.open(ctx)
 	if err != nil {
-		return 1, errors.Join(err, client.Close())
+		return 1, errors.Join(err, w.leaveKept(), i.close(), client.Close())
 	}
-	w := &worker{Instance: i, signals: signals, env: env, failed: make(chan error, 2)}
 	if legacy != nil {
 		if n := legacy.Len(); n > 0 {
 			log.Info("going on with reads of the worker before", "reads", n)
 		}
 		if err := i.front.Adopt(legacy); err != nil {
-			return 1, err
+			return 1, errors.Join(err, w.leaveKept())
 		}
 	}
 	serving, stopServing := context.WithCancel(context.Background())
@@ -66,7 +66,7 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 	status, err := w.run(ctx)
 	if status != 0 || w.handOver {
 		// The successor goes on: nothing is answered or closed any more.
-		return status, err
+		return status, errors.Join(err, w.leaveKept())
 	}
 	err = errors.Join(err, i.table.Close())
 	stopServing()
@@ -82,6 +82,7 @@ type worker struct {
 	env      []string
 	failed   chan error
 	handOver bool
+	ending   bool // for good: what it leaves is only to be undone
 	server   *control.Server
 	socket   control.Name
 }
@@ -94,6 +95,7 @@ func (w *worker) run(ctx context.Context) (int, error) {
 	}
 	if err := w.begin(ctx); err != nil {
 		// The first start failed: what it made is undone again.
+		w.ending = true
 		return 1, errors.Join(err, w.stop(ctx, busyWait), w.socket.Remove(), w.server.Close())
 	}
 	if err := w.client.Ready(); err != nil {
@@ -264,7 +266,7 @@ func (w *worker) isMeant(sig os.Signal) bool {
 	case syscall.SIGTERM:
 		return true
 	case syscall.SIGINT, syscall.SIGQUIT:
-		return w.s.Systemd || isLost(w.client)
+		return w.s.Systemd || w.client.IsLost()
 	}
 	return false
 }
@@ -272,7 +274,8 @@ func (w *worker) isMeant(sig os.Signal) bool {
 // end undoes everything and tells the keeper that this is the end.
 func (w *worker) end(ctx context.Context) (int, error) {
 	w.log.Info("stopping")
-	lost, wait := isLost(w.client), busyWait
+	w.ending = true
+	lost, wait := w.client.IsLost(), busyWait
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if lost || w.s.Systemd {
@@ -311,30 +314,4 @@ func exitOf(err error) int {
 		return 1
 	}
 	return 0
-}
-
-func isLost(c *keeper.Client) bool {
-	select {
-	case <-c.Lost():
-		return true
-	default:
-		return false
-	}
-}
-
-// newKeeper starts a keeper in place of one that was killed. Until it runs this
-// process alone holds everything, so it tries until it has one.
-func (w *worker) newKeeper(ctx context.Context) {
-	path, err := os.Executable()
-	if err == nil {
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		err = w.client.StartKeeper(ctx, keeper.Start{Path: path, Args: KeeperArgs(), Env: w.env, Address: notifyAddress()})
-	}
-	if err != nil {
-		w.report("starting a new keeper", err)
-		<-time.After(time.Second)
-		return
-	}
-	w.log.Warn("the keeper had died, a new one runs", "keeper", w.client.KeeperPID())
 }

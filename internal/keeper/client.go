@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/sys"
@@ -25,6 +27,10 @@ var (
 // sendLimit is the time, in seconds, in which the keeper has to make room in
 // its queue.
 const sendLimit = 10
+
+// endLimit is the time in which a process that has closed its files ends: a killed
+// one closes them first (kernel/exit.c, do_exit: exit_files, then exit_notify).
+const endLimit = 10 * time.Second
 
 // Environment is what a keeper tells its worker. Empty fields: not set.
 type Environment struct {
@@ -54,7 +60,8 @@ type Client struct {
 	watch    *keeperWatch // nil: the keeper's life is not watched (systemd, or not yet)
 	// unwatched: the keeper is ours, and Watch was not called yet.
 	unwatched bool
-	pid       int
+	pid       int    // of the last keeper that was there
+	inherited bool   // a worker before this one was ready
 	deaths    Deaths // of workers before this one
 }
 
@@ -129,6 +136,7 @@ func (c *Client) inherit(env Environment) error {
 		}
 		c.sent.add(name, sys.NewFD(first+i))
 	}
+	c.inherited = n > 0 // a keeper has no second worker before one was ready
 	return nil
 }
 
@@ -215,7 +223,7 @@ func (c *Client) Barrier(ctx context.Context) error {
 		return fmt.Errorf("wait for the keeper: %w", err)
 	}
 	c.mu.Lock()
-	watch := c.watch
+	watch, address := c.watch, c.address
 	err = c.sendLocked(message{barrier: true}, int(w.Fd()))
 	c.mu.Unlock()
 	// From here on the keeper has the only descriptor of the end that writes.
@@ -234,8 +242,9 @@ func (c *Client) Barrier(ctx context.Context) error {
 	switch {
 	case !errors.Is(err, io.EOF):
 		return fmt.Errorf("wait for the keeper: %w", errors.Join(ctx.Err(), err, closeErr))
-	case watch != nil && watch.isLost():
-		// The end of the keeper closes the pipe as well.
+	case watch != nil && (watch.isLost() || deaf(address)):
+		// The end of the keeper closes the pipe as well, and the socket before it
+		// (net/unix/af_unix.c, unix_release_sock), but is announced only later.
 		return fmt.Errorf("wait for the keeper: %w", ErrKeeperLost)
 	}
 	return closeErr
@@ -249,17 +258,36 @@ func (c *Client) sendLocked(m message, raws ...int) error {
 		return ErrNoKeeper
 	}
 	err := sys.SendDatagram(c.address, m.encode(), raws, sendLimit)
-	if err != nil && c.watch != nil && c.watch.isLost() {
+	if err == nil || c.watch == nil {
+		return err
+	}
+	if c.watch.isLost() || isRefused(err) && c.watch.isLostWithin(endLimit) {
 		return nil
 	}
 	return err
+}
+
+// isRefused tells whether err says that nobody has the keeper's socket any more.
+// Another keeper may have removed its file since.
+func isRefused(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
+}
+
+// deaf tells whether nobody has the socket at address.
+func deaf(address string) bool {
+	conn, err := net.Dial("unixgram", address)
+	if err == nil {
+		err = conn.Close()
+	}
+	return isRefused(err)
 }
 
 // Deaths are those of the workers before this one, as far as the keeper counts
 // them: systemd does not tell.
 func (c *Client) Deaths() Deaths { return c.deaths }
 
-// KeeperPID is the keeper's pid.
+// KeeperPID is the keeper's pid. That of a new one is told once it answers: a
+// signal that somebody sent it before would kill it.
 func (c *Client) KeeperPID() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -275,6 +303,20 @@ func (c *Client) Lost() <-chan struct{} {
 		return nil
 	}
 	return c.watch.lost
+}
+
+// IsLost tells whether the keeper has died, also where Lost does not tell yet.
+func (c *Client) IsLost() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.watch != nil && c.watch.isLost()
+}
+
+// Holds tells whether anything was pushed, or inherited, and not removed.
+func (c *Client) Holds() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.sent.entries) > 0
 }
 
 // Close ends the watching. The descriptors stay open, and held.

@@ -27,7 +27,8 @@
 // The keeper killed alone: the worker sees it on [Client.Lost], still holds all
 // descriptors, and starts a new keeper with [Client.StartKeeper]. That one is
 // not the worker's parent: it watches it through a pidfd and knows no exit
-// status of it.
+// status of it. It is told of only once it answers, because a signal that came
+// before would kill it.
 //
 // Locks: inbox.mu guards what messages change. The reading goroutine receives
 // and handles under it, so whoever takes it knows that no message is half

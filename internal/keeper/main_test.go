@@ -27,6 +27,7 @@ const (
 	testWorker  = "LACUNA_TEST_WORKER" // what the worker does, see workerMain
 	testAddress = "LACUNA_TEST_ADDRESS"
 	testStop    = "LACUNA_TEST_STOP_FAILS" // how often LastStop fails
+	testHalt    = "LACUNA_TEST_HALT"       // a keeper that takes over stops before it begins
 )
 
 func TestMain(m *testing.M) {
@@ -48,6 +49,12 @@ func say(format string, args ...any) {
 }
 
 func keeperMain() int {
+	if os.Getenv(testHalt) != "" && os.Getenv(EnvState) != "" {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			say("keeper: %v", err)
+			return 1
+		}
+	}
 	fails, _ := strconv.Atoi(os.Getenv(testStop))
 	exit, err := Run(context.Background(), Options{
 		Env:             os.Environ(),
@@ -142,6 +149,8 @@ func workerMain() int {
 			commands <- in.Text()
 		}
 	}()
+	started := make(chan error)
+	lost := c.Lost()
 	for {
 		select {
 		case sig := <-signals:
@@ -157,10 +166,13 @@ func workerMain() int {
 			}
 			say("bye")
 			return 0
-		case <-c.Lost():
+		case <-lost:
+			lost = nil
 			exe, _ := os.Executable()
-			err := c.StartKeeper(context.Background(), Start{Path: exe, Env: os.Environ()})
+			go func() { started <- c.StartKeeper(context.Background(), Start{Path: exe, Env: os.Environ()}) }()
+		case err := <-started:
 			say("new keeper pid=%d err=%v", c.KeeperPID(), err)
+			lost = c.Lost()
 		case line := <-commands:
 			if status := w.command(line); status >= 0 {
 				return status
@@ -177,6 +189,7 @@ type testProcess struct {
 }
 
 func (w *testProcess) begin() error {
+	unready := w.what == "unready" && len(w.held) > 0 // not the first one
 	if len(w.held) == 0 {
 		if err := w.create(); err != nil {
 			return err
@@ -201,6 +214,9 @@ func (w *testProcess) begin() error {
 	}
 	if _, err := syscall.Write(w.held["event"][0].Int(), ne.AppendUint64(nil, 1)); err != nil {
 		return err
+	}
+	if unready {
+		return table.Close()
 	}
 	return errors.Join(table.Close(), w.client.Ready(), w.client.Status("up"),
 		w.client.Barrier(context.Background()))
@@ -276,6 +292,8 @@ func (w *testProcess) command(line string) int {
 		}
 		n, _ := strconv.Atoi(arg)
 		return n
+	case "keeper":
+		say("keeper pid=%d", w.client.KeeperPID())
 	case "drain":
 		buf := make([]byte, 4096)
 		n, _ := syscall.Read(w.held["pipe-r"][0].Int(), buf)

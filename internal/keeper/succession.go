@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -64,13 +65,16 @@ func (k *keeperWatch) wait() {
 }
 
 // isLost asks the kernel, which knows before the channel does.
-func (k *keeperWatch) isLost() bool {
+func (k *keeperWatch) isLost() bool { return k.isLostWithin(0) }
+
+// isLostWithin waits until the keeper has ended, for limit at most.
+func (k *keeperWatch) isLostWithin(limit time.Duration) bool {
 	select {
 	case <-k.lost:
 		return true
 	default:
 	}
-	ended, err := sys.WaitReadable(k.process, 0)
+	ended, err := sys.WaitReadable(k.process, int(limit.Milliseconds()))
 	return err != nil || ended
 }
 
@@ -103,7 +107,7 @@ type Start struct {
 // before must be lost.
 func (c *Client) StartKeeper(ctx context.Context, start Start) error {
 	c.mu.Lock()
-	if c.watch == nil || !c.watch.isLost() {
+	if c.watch == nil || !c.watch.isLost() && !(deaf(c.address) && c.watch.isLostWithin(endLimit)) {
 		c.mu.Unlock()
 		return errors.New("start a keeper: the one before has not died")
 	}
@@ -112,12 +116,13 @@ func (c *Client) StartKeeper(ctx context.Context, start Start) error {
 	if err != nil {
 		return fmt.Errorf("start a keeper: %w", err)
 	}
-	if err := c.Barrier(ctx); err != nil {
-		c.mu.Lock()
-		watch := c.watch
-		c.mu.Unlock()
-		return errors.Join(fmt.Errorf("start a keeper: %w", err), watch.kill())
+	err = c.Barrier(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		return errors.Join(fmt.Errorf("start a keeper: %w", err), c.watch.kill())
 	}
+	c.pid = c.watch.pid
 	return nil
 }
 
@@ -146,7 +151,7 @@ func (c *Client) startLocked(start Start) (err error) {
 	st := state{
 		Version: stateVersion, Address: address, Socket: 4,
 		Worker: os.Getpid(), Process: 5,
-		Ready: c.ready, Stopping: c.stopping, EverReady: c.ready,
+		Ready: c.ready, Stopping: c.stopping, EverReady: c.ready || c.inherited,
 		Deaths: c.deaths,
 	}
 	files := []uintptr{0, 1, 2, 0, uintptr(socket.Int()), uintptr(self.Int())}
@@ -175,6 +180,6 @@ func (c *Client) startLocked(start Start) (err error) {
 		return errors.Join(err, killChild(pid))
 	}
 	old := c.watch
-	c.watch, c.pid, c.address = watch, pid, address
+	c.watch, c.address = watch, address
 	return old.close()
 }

@@ -34,13 +34,25 @@ func ProcessesOf(dir string) []int {
 
 // isZombie tells whether the process has ended and its parent has not looked.
 func isZombie(pid int) bool {
+	state := stateOf(pid)
+	return state == 0 || state == 'Z'
+}
+
+// IsStopped tells whether a signal has stopped the process.
+func IsStopped(pid int) bool { return stateOf(pid) == 'T' }
+
+// stateOf is the state of a process, 0 where there is none.
+func stateOf(pid int) byte {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true
+		return 0
 	}
 	// The state follows the name in brackets (proc_pid_stat(5)).
 	_, rest, _ := bytes.Cut(stat, []byte(") "))
-	return len(rest) > 0 && rest[0] == 'Z'
+	if len(rest) == 0 {
+		return 0
+	}
+	return rest[0]
 }
 
 // IsRunning tells whether pid is a process that has not ended.
