@@ -16,6 +16,9 @@ import (
 // found wrong is fetched again.
 func TestCheckVerifiesLayersOffline(t *testing.T) {
 	for _, f := range formats {
+		if f.soci > 0 {
+			continue // zTOCs have digests of compressed bytes only, which are not kept
+		}
 		t.Run(f.name, func(t *testing.T) {
 			reg, r := newFaulty(t)
 			image := f.packAll(t, tarOf(t,

@@ -162,7 +162,7 @@ func TestWrongDigestsAreRefused(t *testing.T) {
 				r.Blob(image.layers[0].blob, serve(other))
 				m.refused(image, ref, "layer 1", 4)
 			})
-		} else {
+		} else if f.soci == 0 {
 			t.Run("table of contents/"+f.name, func(t *testing.T) {
 				m := &mounted{m.For(t), t}
 				image := f.packAll(t, data)
@@ -184,6 +184,9 @@ func TestWrongDigestsAreRefused(t *testing.T) {
 			r.Blob(image.layers[0].blob, serve(image.layers[0].blob[:len(image.layers[0].blob)/2]))
 			m.refused(image, ref, "layer", 4, 5)
 		})
+		if f.soci > 0 {
+			continue // no zTOC can be made of it
+		}
 		t.Run("truncated with its digest/"+f.name, func(t *testing.T) {
 			m := &mounted{m.For(t), t}
 			image := f.packAll(t, data)
