@@ -4,12 +4,13 @@ package image
 
 // How much there is where time is short.
 const (
-	wideDirectory = 5_000
-	manyFiles     = 12_000
-	workerKills   = 20
-	upgrades      = 10
-	roomStep      = 64 << 10  // bytes, by which the room on a full disk grows
-	bombSize      = 300 << 20 // bytes; more than any table of contents may have
+	wideDirectory  = 5_000
+	manyFiles      = 12_000
+	workerKills    = 20
+	upgrades       = 10
+	systemdStrikes = 1         // of each kind
+	roomStep       = 64 << 10  // bytes, by which the room on a full disk grows
+	bombSize       = 300 << 20 // bytes; more than any table of contents may have
 )
 
 // faultFormats are those that meet every fault of a registry.

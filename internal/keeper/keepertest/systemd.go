@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,14 +25,18 @@ const systemd = "/lib/systemd/systemd"
 // all when its standard input ends: the test may be killed.
 const script = `set -e
 exec 3<&0 </dev/null
-{ cat >/dev/null; kill -KILL -1; } <&3 &
+{ cat >/dev/null; while :; do kill -KILL -1; sleep 0.1; done; } <&3 & # also what is started after the first
 exec 3<&-
 mount --bind "$1" "$1"
 mount -t tmpfs run /run
 mkdir -p /run/systemd/system # sd_booted(3): a user instance wants to see this
+mkdir -p "$1/run"
 touch "$1/console"
 mount --bind "$1/console" /dev/console
 mount -o remount,bind,ro /
+while read -r _ _ _ _ point rest; do
+	case $rest in *" - erofs "*) umount --lazy "$point" || :;; esac # copies of what others try
+done </proc/self/mountinfo
 for cgroup in $2; do echo 0 >"$cgroup/cgroup.procs"; done
 SYSTEMD_LOG_TARGET=console ` + systemd + ` --user --unit="$3"
 `
@@ -40,8 +45,8 @@ var namespaces = []string{"--fork", "--kill-child", "--pid", "--mount-proc", "--
 
 // Systemd is a command that runs a systemd which starts the unit, of dir/units. Its
 // child is the first process of the namespaces: all that is in them ends when the
-// command or the test is killed. The runtime directory, at which systemctl finds it, is dir,
-// and dir/console is what it says. more are flags of unshare(1).
+// command or the test is killed. Its runtime directory is dir/run; dir/console is what
+// it says. more are flags of unshare(1).
 // The test is skipped where such a thing cannot run.
 func Systemd(ctx context.Context, t testing.TB, dir, unit string, more ...string) *exec.Cmd {
 	t.Helper()
@@ -49,7 +54,7 @@ func Systemd(ctx context.Context, t testing.TB, dir, unit string, more ...string
 	units := filepath.Join(dir, "units")
 	cmd := exec.CommandContext(ctx, "unshare",
 		slices.Concat(namespaces, more, []string{"sh", "-c", script, "sh", dir, strings.Join(cgroups, " "), unit})...)
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + dir, "XDG_RUNTIME_DIR=" + dir,
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=" + dir, "TMPDIR=" + dir, "XDG_RUNTIME_DIR=" + filepath.Join(dir, "run"),
 		"SYSTEMD_UNIT_PATH=" + units, "SYSTEMD_GENERATOR_PATH=" + units, "SYSTEMD_ENVIRONMENT_GENERATOR_PATH=" + units}
 	if _, err := cmd.StdinPipe(); err != nil { // open until the command has ended, or this process
 		t.Fatal(err)
@@ -113,4 +118,13 @@ func removeGroup(t testing.TB, group string) {
 	if err != nil {
 		t.Errorf("remove control group %s: %v", group, err)
 	}
+}
+
+// Systemctl is a command that asks the systemd of whose namespaces inside is a process.
+// From outside it would not be heard: its process number is none there.
+func Systemctl(ctx context.Context, dir string, inside int, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter",
+		append([]string{"--target", strconv.Itoa(inside), "--mount", "--pid", "systemctl", "--user"}, args...)...)
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR=" + filepath.Join(dir, "run")}
+	return cmd
 }
