@@ -80,7 +80,8 @@ func (a *attached) wantAt(off int64) {
 // wantGone waits until the file, the mounts and the processes are no more.
 func (a *attached) wantGone() {
 	a.t.Helper()
-	instance.Eventually(a.t, 30*time.Second, func() error {
+	// Another test's mount namespace, with copies of all mounts, is waited for.
+	instance.Eventually(a.t, 2*time.Minute, func() error {
 		if pids := instance.ProcessesOf(a.Dir); len(pids) > 0 {
 			return fmt.Errorf("processes %v run", pids)
 		}
