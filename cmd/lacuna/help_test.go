@@ -17,12 +17,12 @@ var update = flag.Bool("update", false, "rewrite testdata/help")
 // verbs are the commands that the top-level help lists.
 func verbs() []string {
 	return []string{
-		"mount", "umount", "index", "attach", "detach", "bind", "hydrate", "status", "inspect", "check", "features", "daemon", "demo", "version",
+		"mount", "umount", "index", "convert", "attach", "detach", "bind", "hydrate", "status", "inspect", "check", "features", "daemon", "demo", "version",
 	}
 }
 
 // words are the commands that belong to a verb.
-func words() []string { return nil }
+func words() []string { return []string{"index info", "index ls", "index cat"} }
 
 // runApp runs the program in this process.
 func runApp(t *testing.T, args ...string) (stdout, stderr string, status int) {

@@ -17,7 +17,7 @@ import (
 
 // imageFlags say which image is meant and how its registry is spoken to.
 type imageFlags struct {
-	Platform  string `placeholder:"OS/ARCH" help:"Only this image of an index; all by default."`
+	Platform  string `placeholder:"OS/ARCH" help:"Only this image of an index."`
 	Authfile  string `placeholder:"FILE" help:"Credentials, in the form of docker's config.json or podman's auth.json."`
 	HostsDir  string `placeholder:"DIR" help:"Mirrors, as containerd has them; /etc/containerd/certs.d by default."`
 	PlainHTTP bool   `name:"plain-http" help:"Speak to the registry without encryption."`

@@ -13,6 +13,9 @@ import (
 // indexCmd makes indices, and looks into them.
 type indexCmd struct {
 	Make indexMakeCmd `cmd:"" default:"withargs" hidden:"" help:"Make a SOCI index of an image, so that it is mounted without a download."`
+	Info indexInfoCmd `cmd:"" help:"Show the index of an image."`
+	Ls   indexLsCmd   `cmd:"" help:"List the files of an image's layers, as its index has them."`
+	Cat  indexCatCmd  `cmd:"" help:"Write a file of an image, fetching only what holds it."`
 }
 
 // indexMakeCmd makes an index.
@@ -31,6 +34,7 @@ func (indexMakeCmd) Usage() []string {
 	return []string{
 		"[--span-size SIZE] [--min-layer-size SIZE] [--v1] [--v2] [--platform OS/ARCH] [--authfile FILE] [--hosts-dir DIR] [--plain-http] [--push] [--tag TAG] IMAGE",
 		"... --output oci-layout:DIR[:TAG] IMAGE",
+		"info|ls|cat IMAGE ...",
 	}
 }
 

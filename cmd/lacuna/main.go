@@ -41,6 +41,7 @@ type cli struct {
 	Mount    mountCmd    `cmd:"" help:"Mount a container image at once; what is read of it is fetched."`
 	Umount   umountCmd   `cmd:"" help:"Undo mount."`
 	Index    indexCmd    `cmd:"" help:"Make a SOCI index of an image, or look into one."`
+	Convert  convertCmd  `cmd:"" help:"Make an image whose layers need no download, of one whose layers do."`
 	Attach   attachCmd   `cmd:"" help:"Make a file behind a URL appear on this disk at once."`
 	Detach   detachCmd   `cmd:"" help:"Take an attached file or a bound directory away again."`
 	Bind     bindCmd     `cmd:"" help:"Serve a directory of hollow files to a daemon of your own."`

@@ -2,12 +2,10 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
+	"github.com/lacunafs/lacuna/internal/publish"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/toc/soci"
@@ -29,7 +27,7 @@ func (i *Instance) indices(img *oci.Image) prepare.Indices {
 			defer func() { look <- list }()
 			if list == nil {
 				err := i.patiently(ctx, "looking for indices of "+img.Ref, func() (err error) {
-					list, err = findIndices(ctx, img)
+					list, err = publish.Indices(ctx, img)
 					return err
 				})
 				if err != nil {
@@ -59,50 +57,6 @@ func ztocOf(list []*soci.Index, l oci.Layer) *prepare.Ztoc {
 		}
 	}
 	return nil
-}
-
-// findIndices are the indices of an image, the best first; never nil. What is none, or
-// of another image, is left out.
-func findIndices(ctx context.Context, img *oci.Image) ([]*soci.Index, error) {
-	list := []*soci.Index{}
-	manifest, err := img.Manifest(ctx, img.Digest)
-	if errors.Is(err, source.ErrNotFound) {
-		return list, nil // an archive
-	}
-	if err != nil {
-		return nil, err
-	}
-	if named, err := soci.IndexDigest(manifest); err == nil && named != "" {
-		if list, err = addIndex(ctx, img, list, named, 2); err != nil {
-			return nil, err
-		}
-	}
-	refer, err := img.Referrers(ctx, soci.ArtifactV1)
-	if err != nil {
-		return nil, err
-	}
-	for _, d := range refer {
-		if list, err = addIndex(ctx, img, list, d.Digest, 1); err != nil {
-			return nil, err
-		}
-	}
-	return list, nil
-}
-
-// addIndex reads an index manifest that the registry should have.
-func addIndex(ctx context.Context, img *oci.Image, list []*soci.Index, d digest.Digest, version int) ([]*soci.Index, error) {
-	data, err := img.Manifest(ctx, d)
-	if errors.Is(err, source.ErrNotFound) {
-		return list, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	x, err := soci.ParseIndex(data)
-	if err != nil || x.Version != version || version == 1 && x.Subject.Digest != img.Digest {
-		return list, nil
-	}
-	return append(list, x), nil
 }
 
 // settleAgain is how long after a failure the rest of an index is asked for again.

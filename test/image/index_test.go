@@ -44,3 +44,25 @@ func TestIndexMadeAndMounted(t *testing.T) {
 		})
 	}
 }
+
+// A converted image is the same tree, and is mounted by its layers' own tables.
+func TestConvertedAndMounted(t *testing.T) {
+	for to, format := range map[string]string{"estargz": "estargz", "zstdchunked": "zstd:chunked"} {
+		t.Run(to, func(t *testing.T) {
+			r := ocitest.New(t)
+			m := start(t, "")
+			image := formatOf("gzip").packAll(t, stormTars(t, 8)...)
+			ref := image.push(t, r)
+			m.Lacuna("convert", "--to", to, "--push", ref)
+			dir := m.mount(ref+"-"+to, "mnt")
+			for _, f := range m.formatsOf() {
+				if f != format {
+					t.Errorf("layer is %s", f)
+				}
+			}
+			image.format = formatOf(to)
+			compare(t, dir, image.tree(t))
+			m.umount(dir)
+		})
+	}
+}

@@ -133,7 +133,7 @@ func (w *Whole) load(ctx context.Context, p platform, asked bool) error {
 // isImage tells images from attestations and indices of layers, which name no
 // platform, or have a type.
 func isImage(d v1.Descriptor, of int) bool {
-	if d.ArtifactType != "" {
+	if d.ArtifactType != "" && d.ArtifactType != v1.MediaTypeImageConfig {
 		return false
 	}
 	p := platformOf(d.Platform)
