@@ -45,8 +45,8 @@ func debianTars(t testing.TB) [][]byte {
 	program := []byte(staticProgram(t))
 	for n, script := range []string{
 		`set -e; dpkg --purge --force-all mawk; rm -r /usr/share/doc; mkdir /usr/share/doc; echo new > /usr/share/doc/new
-		 mkdir /home/somebody; echo x > /home/somebody/file; chown -R 1000:1000 /home/somebody; ln /usr/bin/perl /usr/local/bin/other-perl; rm /etc/motd; chmod 4711 /usr/bin/cat`,
-		`set -e; rm -r /usr/share/doc /home/somebody; ln /usr/local/bin/other-perl /usr/local/bin/third-perl; mkdir -p /usr/share/doc/again
+		 mkdir /srv/somebody; echo x > /srv/somebody/file; chown -R 1000:1000 /srv/somebody; ln /usr/bin/perl /usr/local/bin/other-perl; rm /etc/motd; chmod 4711 /usr/bin/cat`,
+		`set -e; rm -r /usr/share/doc /srv/somebody; ln /usr/local/bin/other-perl /usr/local/bin/third-perl; mkdir -p /usr/share/doc/again
 		 mv /etc/debian_version /etc/was_debian_version; rm -r /usr/share/locale; ln -s doc /usr/share/locale; echo changed >> /etc/passwd`,
 	} {
 		dirs := make(map[string]string)
