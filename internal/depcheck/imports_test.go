@@ -204,7 +204,7 @@ var owners = map[string][]string{
 	"github.com/alecthomas/kong":               {"cmd/lacuna"},
 	"github.com/pelletier/go-toml":             {"config", "source/oci/hosts"},
 	"github.com/rogpeppe/go-internal":          nil,
-	"github.com/containerd/stargz-snapshotter": {"publish"},
+	"github.com/containerd/stargz-snapshotter": {"publish", "bench", "demo"},
 	"pgregory.net/rapid":                       {"ondemand/ondemandtest", "source/sourcetest"},
 	"go.uber.org/goleak":                       {"ondemand/ondemandtest", "source/sourcetest", "leaktest"},
 	"testing":                                  {"ondemand/ondemandtest", "source/sourcetest", "source/oci/ocitest", "features/featurestest", "toc/toctest", "keeper/keepertest", "leaktest", "test/..."},
