@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -199,6 +200,9 @@ func TestBombsAreRefused(t *testing.T) {
 	r := ocitest.New(t)
 	m := start(t, "")
 	for name, l := range bombs(t) {
+		if slices.Contains(leftOutBombs, name) {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			m := &mounted{m.For(t), t}
 			image := &packed{format: format{name: "bomb"}, layers: []*layer{l}}

@@ -13,5 +13,8 @@ const (
 	bombSize       = 1 << 30 // bytes; more than any table of contents may have
 )
 
+// leftOutBombs are those that are not tried.
+var leftOutBombs []string
+
 // faultFormats are those that meet every fault of a registry.
 var faultFormats = []string{"estargz", "zstdchunked", "gzip", "zstd", "tar"}

@@ -13,5 +13,8 @@ const (
 	bombSize       = 300 << 20 // bytes; more than any table of contents may have
 )
 
+// leftOutBombs take long to refuse.
+var leftOutBombs = []string{"estargz, says little", "zstd, much of zeros"}
+
 // faultFormats are those that meet every fault of a registry.
 var faultFormats = []string{"estargz", "gzip"}
