@@ -71,7 +71,7 @@ func (c *attachCmd) Run(a *app) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	client, err := a.dialUnless(ctx, c.Foreground, cfg.Socket)
+	client, err := a.dialUnless(ctx, c.Foreground, cfg)
 	if err != nil {
 		return err
 	}
@@ -111,19 +111,6 @@ func given(verb string, args ...string) error {
 		return &control.Error{Message: verb + ": an argument is empty", Hint: "see `lacuna " + verb + " --help`", Exit: control.ExitUsage}
 	}
 	return nil
-}
-
-// dialUnless connects to the daemon; nil where none listens, or where the
-// command is to do the work itself.
-func (a *app) dialUnless(ctx context.Context, foreground bool, socket string) (*control.Client, error) {
-	if foreground {
-		return nil, nil
-	}
-	client, err := control.Dial(ctx, socket)
-	if errors.Is(err, control.ErrNotRunning) {
-		return nil, nil
-	}
-	return client, err
 }
 
 func (a *app) notes(notes []string) {
@@ -226,7 +213,7 @@ func (a *app) ask(do func(context.Context, *control.Client) error) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	client, err := control.Dial(ctx, cfg.Socket)
+	client, err := a.dial(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -284,7 +271,7 @@ func (c *bindCmd) Run(a *app) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	client, err := a.dialUnless(ctx, c.Foreground, cfg.Socket)
+	client, err := a.dialUnless(ctx, c.Foreground, cfg)
 	if err != nil {
 		return err
 	}

@@ -48,6 +48,9 @@ func (c *daemonCmd) Run(a *app) error {
 		s.Systemd = true
 		return a.work(s)
 	}
+	if err := a.awaitCache(cfg); err != nil {
+		return err
+	}
 	return a.keep(s, daemon.KeepOptions{Env: a.environ})
 }
 

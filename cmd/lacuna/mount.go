@@ -101,7 +101,7 @@ func (c *mountCmd) Run(a *app) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	client, err := a.dialUnless(ctx, c.Foreground, cfg.Socket)
+	client, err := a.dialUnless(ctx, c.Foreground, cfg)
 	if err != nil {
 		return err
 	}
