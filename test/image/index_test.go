@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/lacunafs/lacuna/internal/source/oci/ocitest"
+	"github.com/lacunafs/lacuna/internal/toc/toctest"
 )
 
 // formatsOf are the formats of a mounted image's layers.
@@ -38,6 +39,16 @@ func TestIndexMadeAndMounted(t *testing.T) {
 			}
 			compare(t, dir, image.tree(t))
 			m.umount(dir)
+			if out := m.Lacuna("index", "info", ref); !strings.Contains(out, "index v"+version+", made by Lacuna 1\n") || strings.Count(out, "zTOC sha256:") != 2 {
+				t.Errorf("info says:\n%s", out)
+			}
+			if out := m.Lacuna("index", "ls", ref); !strings.Contains(out, " 4096 2023-11-14 ") || !strings.Contains(out, "layer1/file0001") {
+				t.Errorf("ls says:\n%.500s", out)
+			}
+			want := toctest.Random(10_001, 4096)
+			if out := m.Lacuna("index", "cat", ref, "layer1/file0001"); out != string(want) {
+				t.Errorf("cat says %d bytes, want %d", len(out), len(want))
+			}
 			if n := r.Count(func(q ocitest.Request) bool { return q.Method == "PUT" && strings.Contains(q.Path, "/blobs/") }); n == 0 {
 				t.Error("no zTOC was pushed")
 			}
