@@ -183,7 +183,7 @@ func (c *detachCmd) Run(a *app) error {
 // of several fails the others are tried all the same.
 func (a *app) askEach(paths []string, do func(ctx context.Context, client *control.Client, path string) error) error {
 	return a.ask(func(ctx context.Context, client *control.Client) error {
-		first := 0
+		first, hint := 0, ""
 		for _, p := range paths {
 			path, err := filepath.Abs(p)
 			if err != nil {
@@ -195,7 +195,9 @@ func (a *app) askEach(paths []string, do func(ctx context.Context, client *contr
 				return err
 			}
 			if err != nil {
-				first = cmp.Or(first, a.fail(err))
+				var status int
+				status, hint = a.failAfter(hint, err)
+				first = cmp.Or(first, status)
 			}
 		}
 		if first > 0 {

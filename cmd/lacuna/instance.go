@@ -18,11 +18,12 @@ type daemonCmd struct {
 
 // Help is the long help.
 func (daemonCmd) Help() string {
-	return `The daemon does what attach, detach, bind, hydrate and status ask for over the
-control socket. It runs until SIGTERM or SIGINT, then takes down all that it
-served. SIGHUP upgrades it to the program that is now on disk; readers notice a
-delay at most. If its worker dies it is restarted, and readers that sleep get
-their data from the next one.
+	return `The daemon does what mount, umount, attach, detach, bind, hydrate and status ask
+for over the control socket. A command that is given while it starts waits for
+it. It runs until SIGTERM or SIGINT, then takes down all that it served. SIGHUP
+upgrades it to the program that is now on disk; readers notice a delay at most.
+If its worker dies it is restarted, and readers that sleep get their data from
+the next one.
 
   # lacuna daemon &
   # lacuna attach https://example.org/big.iso /mnt/big.iso
@@ -89,6 +90,16 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 // workerCmd is how a keeper starts its worker.
 type workerCmd struct{}
 
+// ownHelp is the help of what nobody types.
+const ownHelp = `This is how lacuna starts its own processes: use "lacuna daemon".
+
+EXIT STATUS
+  0  ok
+  2  wrong usage`
+
+// Help is the long help.
+func (workerCmd) Help() string { return ownHelp }
+
 // Run is the verb.
 func (*workerCmd) Run(a *app) error {
 	s, err := a.settings()
@@ -131,6 +142,9 @@ func (a *app) work(s daemon.Settings) error {
 
 // keeperCmd is how a worker or a keeper starts the keeper that takes over.
 type keeperCmd struct{}
+
+// Help is the long help.
+func (keeperCmd) Help() string { return ownHelp }
 
 // Run is the verb.
 func (*keeperCmd) Run(a *app) error {

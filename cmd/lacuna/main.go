@@ -103,6 +103,9 @@ func run(args []string, a *app) (status int) {
 	if err != nil {
 		return a.fail(fmt.Errorf("lacuna: internal error: %w", err))
 	}
+	if len(args) > 0 && args[0] == "help" {
+		args = append(args[1:len(args):len(args)], "--help")
+	}
 	ctx, err := parser.Parse(args)
 	if err != nil {
 		return a.fail(wrongUsage(args, err))
@@ -148,19 +151,25 @@ func (e errSilent) Error() string { return fmt.Sprintf("exit status %d", int(e))
 
 // fail tells err and returns the exit status.
 func (a *app) fail(err error) int {
+	status, _ := a.failAfter("", err)
+	return status
+}
+
+// failAfter is fail after an error with the hint before, which is not told again.
+func (a *app) failAfter(before string, err error) (status int, hint string) {
 	var silent errSilent
 	if errors.As(err, &silent) {
-		return int(silent)
+		return int(silent), before
 	}
 	told := daemon.Explain(err)
 	if errors.Is(err, context.Canceled) {
 		told = &control.Error{Message: "interrupted", Exit: control.ExitError}
 	}
 	fmt.Fprintf(a.stderr, "lacuna: %s\n", told.Message)
-	if told.Hint != "" {
+	if told.Hint != "" && told.Hint != before {
 		fmt.Fprintf(a.stderr, "hint: %s\n", told.Hint)
 	}
-	return int(told.Exit)
+	return int(told.Exit), told.Hint
 }
 
 // config puts the settings together.

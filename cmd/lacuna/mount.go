@@ -36,11 +36,13 @@ func (mountCmd) Help() string {
 	return `IMAGE is a reference such as registry.example/app:1, with a digest or a tag, or
 oci-layout:DIR[:TAG], or docker-archive:FILE[:NAME:TAG]. DIR is where its
 filesystem appears, whole and read-only, as a native EROFS filesystem of the
-kernel. All names are there at once; data is fetched, and verified, when it is
-read, and stays in the cache.
+kernel; one that does not exist is made, and removed when it is unmounted. All
+names are there at once; data is fetched, and verified, when it is read, and
+stays in the cache.
 
 Layers in the eStargz and zstd:chunked formats are mounted without a download.
-Other layers are downloaded once, when they are first mounted.
+Other layers are downloaded whole, once, when they are first mounted; "lacuna
+index" makes an index for such an image.
 
 Credentials come from docker's configuration, or from --authfile. Registries on
 this machine, and those for which --plain-http is given, are spoken to without
@@ -105,7 +107,7 @@ func (c *mountCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	told := a.tellLater("asking for " + c.Image + c.Manifest)
+	told := a.tellWaiting("asking for "+c.Image+c.Manifest, "; layers without an index are downloaded whole, once")
 	defer told()
 	if client == nil {
 		return a.foreground(daemon.Settings{Config: cfg, Mount: &q}, told)

@@ -24,7 +24,7 @@ func mountedText(b *strings.Builder, m control.Mounted) {
 		all.Requests += l.Requests
 		all.Fetched += l.Fetched
 	}
-	fmt.Fprintf(b, "  present   %s of %s (%s) of %s\n", sizeText(all.Present), sizeText(all.Size), percentText(all.Present, all.Size), count(m.Files, "file"))
+	fmt.Fprintf(b, "  present   %s of %s (%s), in %s\n", sizeText(all.Present), sizeText(all.Size), percentText(all.Present, all.Size), count(m.Files, "file"))
 	fmt.Fprintf(b, "  verified  %s\n", mountedVerified(m))
 	fmt.Fprintf(b, "  reads     %d present, %d missed\n", all.Hits, all.Misses)
 	if all.Requests > 0 {

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unicode"
@@ -73,23 +74,70 @@ func percentText(part, whole int64) string {
 	return fmt.Sprintf("%.1f%%", min(100*float64(part)/float64(whole), 99.9))
 }
 
-// tellLater tells what a command waits for, on a terminal, once it has waited
-// for a second; the function that it returns ends the waiting.
-func (a *app) tellLater(what string) func() {
+// How long a command is silent: on a terminal for a second, elsewhere, as in a
+// log, for longer, and then from time to time.
+const (
+	silentTerminal = time.Second
+	silentElse     = 5 * time.Second
+	silentAgain    = 20 * time.Second
+)
+
+// tellLater tells what a command waits for once it has waited for a while, and again
+// from time to time. The function that it returns ends
+// the waiting.
+func (a *app) tellLater(what string) func() { return a.tellWaiting(what, "") }
+
+// tellWaiting is tellLater, with what may take so long.
+func (a *app) tellWaiting(what, long string) func() {
 	f, ok := a.stderr.(*os.File)
-	if !ok || !isTerminal(f) {
+	if !ok {
 		return func() {}
 	}
-	timer := time.AfterFunc(time.Second, func() { fmt.Fprintf(f, "%s ...\n", what) })
-	return func() { timer.Stop() }
+	first := silentElse
+	if isTerminal(f) {
+		first = silentTerminal
+	}
+	began, said := time.Now(), false
+	var mu sync.Mutex
+	var timer *time.Timer // nil: nobody waits any more
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(first, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if timer == nil {
+			return
+		}
+		fmt.Fprintln(f, waitingText(what, long, time.Since(began), said))
+		said = true
+		timer.Reset(silentAgain)
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if timer != nil {
+			timer.Stop()
+			timer = nil
+		}
+	}
+}
+
+// waitingText is a line of tellLater.
+func waitingText(what, long string, waited time.Duration, again bool) string {
+	if !again {
+		return what + " ..."
+	}
+	return fmt.Sprintf("%s ... %s%s", what, waited.Round(time.Second), long)
 }
 
 // isTerminal tells whether f is one.
 func isTerminal(f *os.File) bool { return sys.IsTerminal(int(f.Fd())) }
 
-// progress shows how far something is, on a terminal, once it takes over a second.
+// progress shows how far something is: on a terminal in a line that moves, once it
+// takes over a second, elsewhere in a line from time to time.
 type progress struct {
 	out     io.Writer
+	lines   bool // out is no terminal
 	started time.Time
 	shown   time.Time
 	first   int64
@@ -98,8 +146,8 @@ type progress struct {
 
 func newProgress(out io.Writer) *progress {
 	p := &progress{started: time.Now(), first: -1}
-	if f, ok := out.(*os.File); ok && isTerminal(f) {
-		p.out = out
+	if f, ok := out.(*os.File); ok {
+		p.out, p.lines = out, !isTerminal(f)
 	}
 	return p
 }
@@ -110,10 +158,19 @@ func (p *progress) show(what string, done, total int64) {
 	if p.first < 0 {
 		p.first = done
 	}
-	if p.out == nil || total == 0 || now.Sub(p.started) < time.Second || now.Sub(p.shown) < 100*time.Millisecond {
+	first, next := silentTerminal, 100*time.Millisecond
+	if p.lines {
+		first, next = silentElse, silentAgain
+	}
+	if p.out == nil || total == 0 || now.Sub(p.started) < first || now.Sub(p.shown) < next {
 		return
 	}
-	p.shown, p.wrote = now, true
+	p.shown = now
+	if p.lines {
+		fmt.Fprintf(p.out, "%s: %d%%, %s of %s\n", what, 100*done/total, sizeText(done), sizeText(total))
+		return
+	}
+	p.wrote = true
 	const width = 30
 	filled := int(width * done / total)
 	rate := float64(done-p.first) / now.Sub(p.started).Seconds()

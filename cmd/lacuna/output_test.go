@@ -96,7 +96,7 @@ latency   of a miss: p50 5.0 ms, p99 1.0 s
 
 /d
   devnode   /s, daemon 9, 1 waiting
-  present   0 B of 10 B (0.0%) in 2 files
+  present   0 B of 10 B (0.0%), in 2 files
   reads     0 present, 0 missed
 
 /h
@@ -169,9 +169,34 @@ func TestPlainLogIsForTheUserOfTheCommand(t *testing.T) {
 	log.Warn("the server does not serve ranges")
 	log.With("file", "/f").Warn("file is in use", "by", "process 7")
 	log.Error("answering reads", "err", errors.Join(errors.New("one"), errors.New("two")))
-	want := "note: the server does not serve ranges\nnote: file is in use: file /f, by process 7\nerror: answering reads: one; two\n"
+	want := "note: the server does not serve ranges\nnote: file is in use: /f, by process 7\nerror: answering reads: one; two\n"
 	if out.String() != want {
 		t.Errorf("got\n%s", out.String())
+	}
+}
+
+func TestProgressInALogIsALineNowAndThen(t *testing.T) {
+	var out bytes.Buffer
+	p := &progress{out: &out, lines: true, started: time.Now().Add(-2 * time.Second), first: -1}
+	p.show("big.bin", 0, 2048)
+	if out.Len() > 0 {
+		t.Errorf("wrote %q in the first seconds", out.String())
+	}
+	p.started = p.started.Add(-silentElse)
+	p.show("big.bin", 1024, 2048)
+	p.show("big.bin", 1025, 2048) // at once again: left out
+	p.end()
+	if got := out.String(); got != "big.bin: 50%, 1.0 KiB of 2.0 KiB\n" {
+		t.Errorf("wrote %q", got)
+	}
+}
+
+func TestWaitingTellsWhatTakesSoLong(t *testing.T) {
+	if got := waitingText("asking for x", "; slow", 0, false); got != "asking for x ..." {
+		t.Error(got)
+	}
+	if got := waitingText("asking for x", "; slow", 25*time.Second, true); got != "asking for x ... 25s; slow" {
+		t.Error(got)
 	}
 }
 

@@ -35,12 +35,18 @@ func (p *plainLog) Handle(_ context.Context, r slog.Record) error {
 	sep := ": "
 	attr := func(a slog.Attr) bool {
 		value := strings.ReplaceAll(a.Value.String(), "\n", "; ")
-		if a.Value.Kind() == slog.KindDuration {
+		switch a.Value.Kind() {
+		case slog.KindDuration:
 			value = a.Value.Duration().Round(time.Millisecond).String()
+		case slog.KindTime:
+			value = a.Value.Time().Local().Format(time.RFC3339)
 		}
-		if a.Key == "err" {
+		switch a.Key {
+		case "err", "path", "file", "dir": // which speak for themselves
 			fmt.Fprintf(&b, "%s%s", sep, value)
-		} else {
+		case "users":
+			fmt.Fprintf(&b, "%sused by %s", sep, value)
+		default:
 			fmt.Fprintf(&b, "%s%s %s", sep, a.Key, value)
 		}
 		sep = ", "

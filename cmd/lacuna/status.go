@@ -39,7 +39,7 @@ sizes in bytes.
 
   /mnt/app
     image     registry.example/app:1 (sha256:0a9d1a2b77c3)
-    present   8.1 MiB of 93.4 MiB (8.7%) of 981 files
+    present   8.1 MiB of 93.4 MiB (8.7%), in 981 files
     verified  yes, before it is read
     reads     310 present, 44 missed
     fetched   6.1 MiB in 12 requests
@@ -166,7 +166,7 @@ func boundText(b *strings.Builder, d control.Bound) {
 	if d.DaemonPID != 0 {
 		by = fmt.Sprintf("daemon %d", d.DaemonPID)
 	}
-	fmt.Fprintf(b, "\n%s\n  devnode   %s, %s, %d waiting\n  present   %s of %s (%s) in %s\n  reads     %d present, %d missed\n",
+	fmt.Fprintf(b, "\n%s\n  devnode   %s, %s, %d waiting\n  present   %s of %s (%s), in %s\n  reads     %d present, %d missed\n",
 		pathText(d.Dir), pathText(d.Devnode), by, d.Pending, sizeText(d.Present), sizeText(d.Size), percentText(d.Present, d.Size),
 		count(d.Files, "file"), d.Hits, d.Misses)
 }
@@ -204,7 +204,7 @@ func (c *featuresCmd) Run(a *app) error {
 		return a.printJSON(list)
 	}
 	for _, f := range list {
-		line := fmt.Sprintf("%-21s %-8s %s", f.Name, f.Answer, f.Reason)
+		line := fmt.Sprintf("%-21s %-8s %s", f.Name, f.Answer, strings.TrimPrefix(f.Reason, f.Name+": "))
 		if err := a.print("%s\n", strings.TrimRight(line, " ")); err != nil {
 			return err
 		}
