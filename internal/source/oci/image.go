@@ -101,6 +101,9 @@ func Open(ctx context.Context, ref string, opts Options) (*Image, error) {
 		return nil, fmt.Errorf("open image %q: %w", ref, err)
 	}
 	img, err := open(ctx, r, opts)
+	if errors.Is(err, source.ErrNotFound) && r.assumed(ref) {
+		return nil, fmt.Errorf("open image %s (no tag is given, and latest is taken): %w", r, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open image %s: %w", r, err)
 	}

@@ -54,6 +54,11 @@ func (r reference) String() string {
 	return s
 }
 
+// assumed tells whether the reference, of a registry, has a tag that s does not say.
+func (r reference) assumed(s string) bool {
+	return r.registry != "" && r.digest == "" && !strings.HasSuffix(s, ":"+r.tag)
+}
+
 // ErrReference: what is said to name an image does not have the form of a reference.
 var ErrReference = errors.New("malformed reference")
 

@@ -200,7 +200,7 @@ func (r *registry) fetch(
 			return err
 		}
 		if a.StatusCode != http.StatusOK {
-			return a.Refuse(ranged.ErrStatus)
+			return refused(a)
 		}
 		kind = a.Header.Get("Content-Type")
 		if data, err = readAll(a); err != nil {
