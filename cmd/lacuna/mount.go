@@ -147,8 +147,33 @@ func (c *mountCmd) check() error {
 	if c.Manifest != "" {
 		return checkPath("mount: --manifest", c.Manifest, false, "a JSON list of files; `lacuna mount --help` shows one")
 	}
+	if err := c.checkPaths(); err != nil {
+		return err
+	}
 	f := imageFlags{Platform: c.Platform, Authfile: c.Authfile, HostsDir: c.HostsDir}
 	return f.check("mount", c.Image)
+}
+
+// checkPaths finds an image that is a file here, which no registry would have, and
+// arguments in the wrong order.
+func (c *mountCmd) checkPaths() error {
+	wrong := func(hint, format string, args ...any) error {
+		return &control.Error{Message: "mount: " + fmt.Sprintf(format, args...), Hint: hint, Exit: control.ExitUsage}
+	}
+	st, err := os.Stat(c.Image)
+	if err != nil {
+		return nil //nolint:nilerr // it is no path, as it should be
+	}
+	if st.Mode().IsRegular() {
+		return wrong("did you mean docker-archive:"+c.Image+"?", "%s is a file here, and no image of a registry", c.Image)
+	}
+	if _, err := os.Stat(filepath.Join(c.Image, "oci-layout")); err == nil {
+		return wrong("did you mean oci-layout:"+c.Image+"?", "%s is a directory here, and no image of a registry", c.Image)
+	}
+	if _, err := os.Stat(filepath.Dir(c.Dir)); err != nil && strings.ContainsAny(c.Dir, ":@") {
+		return wrong("the image comes first: lacuna mount IMAGE DIR", "DIR is %s, and IMAGE a directory", c.Dir)
+	}
+	return nil
 }
 
 // absoluteImage makes the path in a reference absolute: the daemon lives elsewhere.

@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -189,6 +191,10 @@ func explainSource(err error) (hint string, exit control.Exit) {
 		return "detach and attach it again to get the new version", control.ExitUnreachable
 	case errors.Is(err, source.ErrBusy):
 		return "try again later", control.ExitUnreachable
+	case isUntrusted(err) && errors.As(err, &ofImage):
+		return "name the registry's certificate as ca in its hosts.toml, or set skip_verify there (docs/registries.md); --plain-http is for one without encryption", control.ExitUnreachable
+	case isUntrusted(err):
+		return "add the certificate of who signs for the server to those that this machine trusts; http:// is for one without encryption", control.ExitUnreachable
 	case errors.Is(err, source.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
 		return "check the host name and the network", control.ExitUnreachable
 	case errors.Is(err, source.ErrNotBytes):
@@ -197,6 +203,14 @@ func explainSource(err error) (hint string, exit control.Exit) {
 		return "the server refuses: ask who runs it, or try again later", control.ExitUnreachable
 	}
 	return "", control.ExitOK
+}
+
+// isUntrusted tells whether err is that of a server that does not prove who it is, or
+// does not speak TLS.
+func isUntrusted(err error) bool {
+	var certificate *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	return errors.As(err, &certificate) || errors.As(err, &record) || errors.Is(err, http.ErrSchemeMismatch)
 }
 
 func explainErrno(err error) (hint string, exit control.Exit) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -59,6 +60,9 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		{"changed", source.ErrChanged, control.ExitUnreachable, "attach it again"},
 		{"busy", status(503), control.ExitUnreachable, "later"},
 		{"unreachable", source.ErrUnreachable, control.ExitUnreachable, "network"},
+		{"certificate", &tls.CertificateVerificationError{Err: errors.New("x")}, control.ExitUnreachable, "certificate"},
+		{"registry's certificate", OfImage(&tls.CertificateVerificationError{Err: errors.New("x")}), control.ExitUnreachable, "skip_verify"},
+		{"no TLS", OfImage(tls.RecordHeaderError{Msg: "x"}), control.ExitUnreachable, "--plain-http"},
 		{"too slow", context.DeadlineExceeded, control.ExitUnreachable, "network"},
 		{"not the bytes", source.ErrNotBytes, control.ExitUnreachable, "proxy"},
 		{"server error", status(500), control.ExitUnreachable, "later"},

@@ -284,7 +284,7 @@ func (i *Instance) openRoot() error {
 // probeRoot tells why objects below dir cannot be served, before anything is
 // made there.
 func (i *Instance) probeRoot(dir string) error {
-	err, doing := i.probe.HaveFanotifyPreContent(dir), "stop reads with the fanotify front end"
+	err, doing := i.probe.HaveFanotifyPreContent(dir), "hold reads of what is not here yet"
 	if err == nil && i.s.Bind == nil { // what is bound is read without
 		err, doing = i.probe.HaveErofsFileMounts(dir), "make filesystems of files"
 	}
