@@ -24,8 +24,8 @@ import (
 func (i *Instance) breakLocked(rec record, fresh bool, why error) {
 	i.note(fmt.Sprintf("going on with %s: %v", rec.Path, why))
 	i.log.Error("going on with what was served", "path", rec.Path, "err", why)
-	if i.files[rec.Path] == nil {
-		i.files[rec.Path] = &attachedFile{record: rec, broken: why}
+	if i.files[rec.key()] == nil {
+		i.files[rec.key()] = &attachedFile{record: rec, broken: why}
 	}
 	if alive, err := rec.alive(); !fresh || rec.Kind == kindBind || err == nil && !alive {
 		return
@@ -98,10 +98,10 @@ func (i *Instance) detachBroken(verb string, f *attachedFile) (err error) {
 	}
 	if err == nil {
 		i.mu.Lock()
-		if i.files[rec.Path] != f {
+		if i.files[rec.key()] != f {
 			err = errors.New("another command has taken it down meanwhile")
 		} else if err = drop(f); err == nil {
-			delete(i.files, rec.Path)
+			delete(i.files, rec.key())
 		}
 		i.mu.Unlock()
 	}
@@ -140,7 +140,7 @@ func (i *Instance) dropBrokenShownLocked(f *attachedFile) error {
 			return err
 		}
 	}
-	others := i.shownByOthers(rec.Path)
+	others := i.shownByOthers(rec.key())
 	for _, id := range i.shownBy(rec) {
 		if others[id] {
 			continue
@@ -153,14 +153,14 @@ func (i *Instance) dropBrokenShownLocked(f *attachedFile) error {
 	return i.dropLocked(rec)
 }
 
-// shownByOthers is the objects that must stay marked without the record of path.
-func (i *Instance) shownByOthers(path string) map[ondemand.ObjectID]bool {
+// shownByOthers is the objects that must stay marked without the record with that key.
+func (i *Instance) shownByOthers(key string) map[ondemand.ObjectID]bool {
 	shown := make(map[ondemand.ObjectID]bool)
 	for id := range i.objects {
 		shown[id] = true
 	}
 	for other, f := range i.files {
-		if other == path || f.broken == nil {
+		if other == key || f.broken == nil {
 			continue
 		}
 		for _, id := range i.shownBy(f.record) {

@@ -129,16 +129,27 @@ func (i *Instance) forgetLocked(f *attachedFile) error {
 
 // clearLocked takes away what was made for the record, and the record. While its
 // filesystem is alive, mounted elsewhere, both stay: removing a name takes away the
-// mounts on it in all namespaces (fs/namei.c, dont_mount and detach_mounts).
+// mounts on it in all namespaces (fs/namei.c, dont_mount and detach_mounts). So they do
+// while the place is used again.
 func (i *Instance) clearLocked(rec record, alive bool) error {
-	if alive && rec.Placeholder {
-		i.covered[rec.Path] = rec
+	if rec.Placeholder && (alive || i.usedLocked(rec.Path)) {
+		i.covered[rec.key()] = rec
 		return nil
 	}
-	if err := dropPlaceholder(rec); err != nil {
+	err := dropPlaceholder(rec)
+	if errors.Is(err, syscall.EBUSY) { // somebody has mounted something on it
+		i.covered[rec.key()] = rec
+		return nil
+	}
+	if err != nil {
 		return err
 	}
-	return i.records.remove(rec.Path)
+	return i.records.remove(rec.key())
+}
+
+// usedLocked tells whether something is served at path, or is about to be.
+func (i *Instance) usedLocked(path string) bool {
+	return i.files[path] != nil || i.mounts[path] != nil || i.bound[path] != nil
 }
 
 // dropPlaceholder removes the file that an attach made, or the directory that a

@@ -261,10 +261,10 @@ func (i *Instance) remountFilesLocked(rec record, leaving bool) error {
 	}
 	m := &mountedImage{record: rec, files: &manifestFiles{plan: plan, name: rec.Mount.Manifest}, leaving: leaving}
 	if err := i.serveFilesLocked(m, i.standing); err != nil {
-		i.files[rec.Path] = &attachedFile{record: rec, broken: err, half: m}
+		i.files[rec.key()] = &attachedFile{record: rec, broken: err, half: m}
 		return err
 	}
-	i.mounts[rec.Path] = m
+	i.mounts[rec.key()] = m
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -38,13 +39,13 @@ func (i *Instance) reserve(verb, path string, take func()) error {
 }
 
 // takenLocked refuses a path where something is already, or is about to be: one
-// path has one record. Some of its errors are for named.
+// path has one record. What has left it is none. Some of its errors are for named.
 func (i *Instance) takenLocked(verb, path string) error {
+	i.noticeLocked()
 	m, f := i.mounts[path], i.files[path]
 	switch {
 	case m != nil && m.leaving:
-		return &inUseError{record: m.record, hint: "let them close it, or choose another place",
-			text: verb + " " + path + ": what was mounted there is unmounted, and still in use"}
+		return i.setAsideLocked(m)
 	case f != nil && f.leaving:
 		return &inUseError{record: f.record, hint: "let them close it, or choose another place",
 			text: verb + " " + path + ": what was attached there is detached, and still in use"}
@@ -59,6 +60,24 @@ func (i *Instance) takenLocked(verb, path string) error {
 	case i.bound[path] != nil:
 		return refuse(control.ExitInUse, "`lacuna detach` it first", "%s %s: it is bound already", verb, path)
 	}
+	return nil
+}
+
+// setAsideLocked has a mount that is unmounted, and still in use, go by a name of its
+// own: its path is free for what comes next, and its users are served on.
+func (i *Instance) setAsideLocked(m *mountedImage) error {
+	rec := m.record
+	rec.Left = "left-" + rand.Text()
+	// Who comes between the two finds it twice, and never not at all.
+	if err := i.records.put(rec); err != nil {
+		return err
+	}
+	if err := i.records.remove(m.record.key()); err != nil {
+		return errors.Join(err, i.records.remove(rec.key()))
+	}
+	delete(i.mounts, m.record.key())
+	m.record = rec
+	i.mounts[rec.key()] = m
 	return nil
 }
 

@@ -27,9 +27,9 @@ func (i *Instance) remountLocked(rec record, leaving bool) error {
 	}
 	m := &mountedImage{record: rec, plan: plan, image: img, leaving: leaving}
 	if err := i.serveDevicesLocked(context.Background(), m, i.standing); err != nil {
-		i.files[rec.Path] = &attachedFile{record: rec, broken: err, half: m}
+		i.files[rec.key()] = &attachedFile{record: rec, broken: err, half: m}
 		return err
 	}
-	i.mounts[rec.Path] = m
+	i.mounts[rec.key()] = m
 	return nil
 }

@@ -253,46 +253,11 @@ func (i *Instance) forgetMountLocked(m *mountedImage) error {
 		}
 		return nil
 	}
-	delete(i.mounts, m.record.Path)
+	delete(i.mounts, m.record.key())
 	err = errors.Join(i.clearLocked(m.record, alive), i.releaseDevicesLocked(m))
+	i.clearCoveredLocked()
 	i.log.Info("unmounted", "dir", m.record.Path)
 	return err
-}
-
-// forgetLeft releases what was left to its users and is not used any more.
-func (i *Instance) forgetLeft() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	for _, m := range i.mounts {
-		if m.leaving {
-			if err := i.forgetMountLocked(m); err != nil {
-				i.report("releasing "+m.record.Path, err)
-			}
-		}
-	}
-	for _, f := range i.files {
-		if f.leaving {
-			if err := i.forgetLocked(f); err != nil {
-				i.report("releasing "+f.record.Path, err)
-			}
-		}
-	}
-	for path, rec := range i.covered {
-		if i.files[path] != nil || i.mounts[path] != nil {
-			continue // it is used again
-		}
-		alive, err := rec.alive()
-		if err == nil && alive {
-			continue
-		}
-		delete(i.covered, path)
-		if err == nil {
-			err = i.clearLocked(rec, false)
-		}
-		if err != nil {
-			i.report("removing what was made to mount on", err)
-		}
-	}
 }
 
 // metadata is the path of its filesystem image; empty while it is being mounted.

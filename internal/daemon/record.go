@@ -33,6 +33,9 @@ type record struct {
 	Kind    string `json:"kind"`
 	// Path of the attached file, the bound directory or the mounted one.
 	Path string `json:"path"`
+	// Left is what a mount goes by that is unmounted and still in use, once something
+	// else is served at its path; else empty. No path is like it.
+	Left string `json:"left,omitempty"`
 	// Object, for an attached file.
 	Object string `json:"object,omitempty"`
 	// Size of the object in bytes.
@@ -56,6 +59,14 @@ type record struct {
 	Tag string `json:"tag,omitempty"`
 }
 
+// key is what it goes by among the records and in the instance's maps.
+func (rec *record) key() string {
+	if rec.Left != "" {
+		return rec.Left
+	}
+	return rec.Path
+}
+
 // records is the folder of an instance's records.
 type records struct{ dir string }
 
@@ -67,8 +78,8 @@ func openRecords(root string) (records, error) {
 	return r, nil
 }
 
-func (r records) name(path string) string {
-	sum := sha256.Sum256([]byte(path))
+func (r records) name(key string) string {
+	sum := sha256.Sum256([]byte(key))
 	return filepath.Join(r.dir, hex.EncodeToString(sum[:16])+".json")
 }
 
@@ -84,18 +95,18 @@ func (r records) put(rec record) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", rec.Path, err)
 	}
-	name := r.name(rec.Path)
+	name := r.name(rec.key())
 	if err := durable.ReplaceBytes(name, append(b, '\n')); err != nil {
 		return fmt.Errorf("record %s: %w", rec.Path, err)
 	}
 	return nil
 }
 
-// remove takes the record of path away. It is not synced: a record that comes
+// remove takes the record with that key away. It is not synced: a record that comes
 // back after a power loss is of something that is not there, and is undone again.
-func (r records) remove(path string) error {
-	if err := os.Remove(r.name(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the record of %s: %w", path, err)
+func (r records) remove(key string) error {
+	if err := os.Remove(r.name(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the record of %s: %w", key, err)
 	}
 	return nil
 }

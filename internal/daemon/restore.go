@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,6 +29,8 @@ func (i *Instance) restore(fresh bool) error {
 	if err := i.dropSteps(); err != nil {
 		return err
 	}
+	// What was left last of all: what is at its path then is known.
+	slices.SortStableFunc(list, func(a, b record) int { return strings.Compare(a.Left, b.Left) })
 	mounts, err := mount.List()
 	if err != nil {
 		return err
@@ -107,7 +110,7 @@ func (i *Instance) restoreOne(rec record, mounts []mount.Mount, alone *unguarded
 	if rec.Kind == kindMount {
 		goOn = i.remountLocked
 	}
-	if err := goOn(rec, !mounted); err != nil || guarded {
+	if err := goOn(rec, !mounted || rec.Left != ""); err != nil || guarded {
 		return err
 	}
 	alone.used = append(alone.used, rec) // from now on it is guarded again
@@ -135,10 +138,14 @@ func tryTakeDown(rec record, mounted bool) (stands, alive bool, err error) {
 
 // dropLocked undoes the record of an attach or a mount that does not stand.
 func (i *Instance) dropLocked(rec record) error {
+	if rec.Left != "" && rec.Placeholder && i.usedLocked(rec.Path) {
+		i.covered[rec.key()] = rec // what is there now uses what was made
+		return nil
+	}
 	if err := dropPlaceholder(rec); err != nil {
 		i.report("removing what was made to mount on", err)
 	}
-	err := i.records.remove(rec.Path)
+	err := i.records.remove(rec.key())
 	id := ondemand.ObjectID(rec.Object)
 	if rec.Forget && i.objects[id] == nil {
 		if e := i.removeObject(id); !errors.Is(e, cache.ErrNoObject) {

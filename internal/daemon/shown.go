@@ -47,12 +47,11 @@ func (rec *record) takeOff(lazy bool) error {
 	if err != nil {
 		return err
 	}
-	m, mounted := mount.At(mounts, rec.Path)
-	if mounted && !rec.shows(m) {
-		return fmt.Errorf("something else is mounted over %s: %w", rec.Path, syscall.EBUSY)
-	}
-	if !mounted {
+	if !rec.standing(mounts) {
 		return nil
+	}
+	if m, mounted := mount.At(mounts, rec.Path); !mounted || !rec.shows(m) {
+		return fmt.Errorf("something else is mounted over %s: %w", rec.Path, syscall.EBUSY)
 	}
 	return mount.Unmount(rec.Path, lazy)
 }
@@ -80,6 +79,9 @@ func (rec *record) alone() error {
 func (rec *record) elsewhere(mounts []mount.Mount) ([]string, error) {
 	var found []string
 	own, _ := mount.At(mounts, rec.Path)
+	if !rec.shows(own) {
+		own = mount.Mount{} // it has left, and something else is there
+	}
 	for _, m := range mounts {
 		if m.Point != rec.Path && rec.shows(m) && !mount.Follows(mounts, own, mounts, m) {
 			found = append(found, "a mount of it at "+m.Point)
@@ -102,7 +104,7 @@ func (rec *record) users(except ...int) string {
 	if err != nil {
 		return "somebody (" + err.Error() + ")"
 	}
-	if m, mounted := mount.At(mounts, rec.Path); mounted && !rec.shows(m) {
+	if m, mounted := mount.At(mounts, rec.Path); mounted && !rec.shows(m) && rec.standing(mounts) {
 		return "what is mounted over it"
 	}
 	found, err := rec.elsewhere(mounts)

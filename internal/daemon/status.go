@@ -36,6 +36,7 @@ func (i *Instance) statusNow() (control.Status, map[ondemand.ObjectID]countedLay
 	layers := make(map[ondemand.ObjectID]countedLayer)
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.noticeLocked()
 	for _, f := range i.files {
 		if f.object != nil {
 			s.Attached = append(s.Attached, i.attachedStatus(f))
@@ -51,7 +52,15 @@ func (i *Instance) statusNow() (control.Status, map[ondemand.ObjectID]countedLay
 			s.Mounted = append(s.Mounted, i.mountedStatus(m, layers))
 		}
 	}
-	slices.SortFunc(s.Mounted, func(a, b control.Mounted) int { return strings.Compare(a.Dir, b.Dir) })
+	slices.SortFunc(s.Mounted, func(a, b control.Mounted) int {
+		if a.Dir == b.Dir && a.Leaving != b.Leaving { // what is there first
+			if a.Leaving {
+				return 1
+			}
+			return -1
+		}
+		return strings.Compare(a.Dir, b.Dir)
+	})
 	for _, b := range i.bound {
 		s.Bound = append(s.Bound, i.boundStatus(b))
 	}

@@ -115,7 +115,7 @@ func (i *Instance) takeDownBound() (left []standing, errs []error) {
 func (i *Instance) takeDownShown() (left []standing, errs []error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	for path, m := range i.mounts {
+	for key, m := range i.mounts {
 		if m.metadata() == "" {
 			continue // its mount is going on, and fails
 		}
@@ -123,7 +123,7 @@ func (i *Instance) takeDownShown() (left []standing, errs []error) {
 		if err == nil {
 			err = i.forgetMountLocked(m)
 		}
-		left, errs = i.stillThere(left, errs, m.record, err, i.mounts[path] != nil)
+		left, errs = i.stillThere(left, errs, m.record, err, i.mounts[key] != nil)
 	}
 	for path, f := range i.files {
 		if f.object == nil {
@@ -288,7 +288,7 @@ func dropRecords(root string) error {
 			errs = append(errs, err)
 			continue // it is complete, and mounted elsewhere: the next start undoes it
 		}
-		errs = append(errs, dropPlaceholder(rec), r.remove(rec.Path))
+		errs = append(errs, dropPlaceholder(rec), r.remove(rec.key()))
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,176 @@
+package image
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lacunafs/lacuna/internal/source/oci/ocitest"
+	"github.com/lacunafs/lacuna/internal/toc/toctest"
+	"github.com/lacunafs/lacuna/test/instance"
+)
+
+// another is an image with other data, and that data.
+func another(t *testing.T) (ref string, data []byte) {
+	t.Helper()
+	data = toctest.Random(21, 1<<20)
+	image := formatOf("estargz").packAll(t, tarOf(t, file("new", string(data))))
+	return image.push(t, ocitest.New(t)), data
+}
+
+// wantFile reads a file of a mount.
+func wantFile(t *testing.T, name string, want []byte) {
+	t.Helper()
+	if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s: %v, %d bytes", name, err, len(got))
+	}
+}
+
+// waitMounted waits until status has so many mounts.
+func (m *mounted) waitMounted(n int) {
+	m.t.Helper()
+	instance.Eventually(m.t, 30*time.Second, func() error {
+		if s, err := m.TryStatus(); err != nil || len(s.Mounted) != n {
+			return fmt.Errorf("status has %+v, %w", s.Mounted, err)
+		}
+		return nil
+	})
+}
+
+// The usual update: the old tree leaves, the new one comes in its place at once, and
+// who uses the old one reads on, whatever happens to the worker meanwhile.
+func TestMountWhereAnotherLeaves(t *testing.T) {
+	for name, happens := range map[string]func(*held){
+		"nothing": func(*held) {},
+		"worker killed": func(h *held) {
+			worker := h.WaitWorker(0)
+			h.Kill(worker)
+			h.WaitWorker(worker)
+		},
+		"upgrade": func(h *held) {
+			worker := h.WaitWorker(0)
+			h.Signal(syscall.SIGHUP)
+			h.WaitWorker(worker)
+		},
+	} {
+		for _, first := range []string{"old", "new"} {
+			t.Run(name+", the "+first+" goes first", func(t *testing.T) {
+				h := hold(t)
+				ref, data := another(t)
+				h.Lacuna("umount", "--lazy", h.dir)
+				if _, err := h.Try("mount", ref, h.dir); err != nil {
+					t.Fatal(err)
+				}
+				happens(h)
+				wantFile(t, filepath.Join(h.dir, "new"), data)
+				s := h.Status()
+				if len(s.Mounted) != 2 || s.Mounted[0].Leaving || !s.Mounted[1].Leaving || s.Mounted[1].Dir != h.dir || len(s.Broken) > 0 {
+					t.Errorf("status: %+v, broken %+v", s.Mounted, s.Broken)
+				}
+				if first == "new" {
+					h.Lacuna("umount", h.dir)
+				}
+				happens(h)
+				h.want(h.tell())
+				if first == "old" {
+					h.waitMounted(1)
+					wantFile(t, filepath.Join(h.dir, "new"), data)
+					h.Lacuna("umount", h.dir)
+				}
+				h.waitMounted(0)
+				instance.Eventually(t, 10*time.Second, func() error {
+					if _, err := os.Lstat(h.dir); !os.IsNotExist(err) {
+						return errors.New("the directory is still there")
+					}
+					return nil
+				})
+				h.Stop()
+				if left, err := filepath.Glob(filepath.Join(h.Dir, "*", "served", "*")); err != nil || len(left) > 0 {
+					t.Errorf("records: %v, %v", left, err)
+				}
+			})
+		}
+	}
+}
+
+// One place may be left any number of times.
+func TestMountWhereManyLeave(t *testing.T) {
+	h := hold(t)
+	for range 3 {
+		h.Lacuna("umount", "--lazy", h.dir)
+		h.Lacuna("mount", h.ref, h.dir)
+		if err := syscall.Access(filepath.Join(h.dir, "data"), 4); err != nil {
+			t.Error(err)
+		}
+	}
+	h.want(h.tell())
+	wantFile(t, filepath.Join(h.dir, "data"), h.data)
+	h.waitMounted(1)
+	h.umount(h.dir)
+}
+
+// Somebody unmounts with umount(8): status tells, and the place is free, whoever uses
+// the old tree on.
+func TestUmountByAnother(t *testing.T) {
+	byHand := func(t *testing.T, dir string, flags int) {
+		t.Helper()
+		if err := syscall.Unmount(dir, flags); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("nobody uses it", func(t *testing.T) {
+		m, ref := small(t)
+		dir := m.mount(ref, "mnt")
+		byHand(t, dir, 0)
+		m.waitMounted(0)
+		m.wantNothing(dir)
+		byHand(t, m.mount(ref, "mnt"), 0)
+		m.umount(m.mount(ref, "mnt"))
+	})
+	t.Run("and it is used", func(t *testing.T) {
+		h := hold(t)
+		ref, data := another(t)
+		byHand(t, h.dir, syscall.MNT_DETACH)
+		if s := h.Status(); len(s.Mounted) != 1 || !s.Mounted[0].Leaving {
+			t.Errorf("status: %+v", s.Mounted)
+		}
+		h.mount(ref, "mnt")
+		worker := h.WaitWorker(0)
+		h.Kill(worker)
+		h.WaitWorker(worker)
+		h.want(h.tell())
+		wantFile(t, filepath.Join(h.dir, "new"), data)
+		h.waitMounted(1)
+		h.umount(h.dir)
+	})
+	t.Run("and something else is mounted", func(t *testing.T) {
+		m, ref := small(t)
+		dir := m.mount(ref, "mnt")
+		byHand(t, dir, 0)
+		precious, off := tmpfsOn(t, dir)
+		m.waitMounted(0)
+		if _, err := os.Stat(precious); err != nil {
+			t.Error(err)
+		}
+		off()
+		instance.Eventually(t, 10*time.Second, func() error {
+			if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+				return errors.New("the directory is still there")
+			}
+			return nil
+		})
+	})
+	t.Run("and a command in the foreground ends", func(t *testing.T) {
+		m := &mounted{instance.New(t, ""), t}
+		ref, _ := another(t)
+		dir := filepath.Join(m.Dir, "mnt")
+		m.StartForeground("mount", ref, dir)
+		byHand(t, dir, 0)
+		m.WaitEnd(0)
+	})
+}
