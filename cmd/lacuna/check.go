@@ -22,13 +22,14 @@ import (
 
 // inspectCmd shows an object of the cache.
 type inspectCmd struct {
-	Object string `arg:"" name:"FILE|KEY" help:"An attached file, or an object's key or the start of it."`
+	Object string `arg:"" name:"FILE|DIR|KEY" help:"An attached file, a mount of one layer, or an object's key or the start of it."`
 	JSON   bool   `name:"json" help:"Print JSON."`
 }
 
 // Help is the long help.
 func (inspectCmd) Help() string {
-	return `FILE|KEY is an attached file, or an object's key or the start of it. The
+	return `FILE|DIR|KEY is an attached file, a mounted image, or an object's key or the
+start of it. Of an image of several layers, the message has their keys. The
 command reads the cache itself, with or without a running instance; what a
 running one has fetched in the last seconds may not be on record yet.
 
@@ -58,17 +59,24 @@ func (c *inspectCmd) Run(a *app) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	id, err := find(root, c.Object)
+	ids, err := find(root, c.Object)
 	if err != nil {
 		return err
 	}
-	object, err := root.Object(id)
+	if len(ids) != 1 {
+		return severalObjects(c.Object, ids)
+	}
+	object, err := root.Object(ids[0])
 	if err != nil {
 		return err
 	}
 	in, err := object.Inspect()
+	meta := object.Meta()
 	if err := errors.Join(err, object.Close()); err != nil {
 		return err
+	}
+	if parts, err := daemon.PartsOf(root.Dir(), meta); err == nil && parts != nil {
+		in.Parts = slices.ContainsFunc(*parts, func(p cache.Part) bool { return p.Digest != nil })
 	}
 	in.Source = daemon.RedactSource(in.Source)
 	if c.JSON {
@@ -95,21 +103,35 @@ func openReadOnly(dir string) (*cache.Root, error) {
 	return root, err
 }
 
-// find takes an attached file's path or the start of a key.
-func find(root *cache.Root, name string) (ondemand.ObjectID, error) {
+// severalObjects is for inspect, which shows one.
+func severalObjects(name string, ids []ondemand.ObjectID) error {
+	var keys []string
+	for _, id := range ids {
+		keys = append(keys, id.Short())
+	}
+	hint := "inspect one of them: " + strings.Join(keys, ", ")
+	if len(keys) == 0 {
+		hint = "it is all in its metadata: there is nothing to fetch"
+	}
+	return &control.Error{Message: fmt.Sprintf("inspect %s: it has %s", name, count(len(ids), "object")), Hint: hint, Exit: control.ExitError}
+}
+
+// find takes a path where something is attached or mounted, or the start of a key.
+func find(root *cache.Root, name string) ([]ondemand.ObjectID, error) {
 	path, err := filepath.Abs(name)
 	if err != nil {
-		return "", fmt.Errorf("find %s: %w", name, err)
+		return nil, fmt.Errorf("find %s: %w", name, err)
 	}
-	if id, ok := daemon.ObjectAt(root.Dir(), path); ok {
-		return id, nil
+	if ids, found, err := daemon.ObjectsAt(root.Dir(), path); err != nil || found {
+		return ids, err
 	}
-	return root.Find(name)
+	id, err := root.Find(name)
+	return []ondemand.ObjectID{id}, err
 }
 
 // checkCmd proves presence against the data.
 type checkCmd struct {
-	Objects []string `arg:"" optional:"" name:"FILE|KEY" help:"Attached files or keys; default: every object."`
+	Objects []string `arg:"" optional:"" name:"FILE|DIR|KEY" help:"Attached files, mounts, or keys; default: every object."`
 	Verify  bool     `help:"Compare the bytes too: with the digest where one is known, else with the source."`
 	Repair  bool     `help:"Forget what is wrong, so that it is fetched again. Needs the cache for itself."`
 	JSON    bool     `name:"json" help:"Print JSON."`
@@ -117,13 +139,13 @@ type checkCmd struct {
 
 // Help is the long help.
 func (checkCmd) Help() string {
-	return `FILE|KEY are attached files or keys; without any, all objects are checked. A
-block that is recorded as present, and is a hole in the data, is corrupt.
---verify compares the bytes as well: with the digest where one is known, else
-with the source; a layer of an image with the digests of its chunks, as far as
-chunks are wholly there. --repair forgets what is wrong, so that it is fetched
-again, and removes what was made for objects that are gone; it needs the cache
-for itself.
+	return `FILE|DIR|KEY are attached files, where something is mounted, or keys; without
+any, all objects are checked. A block that is recorded as present, and is a hole
+in the data, is corrupt. --verify compares the bytes as well: with the digest
+where one is known, else with the source; a layer of an image with the digests
+of its chunks, as far as chunks are wholly there. --repair forgets what is
+wrong, so that it is fetched again, and removes what was made for objects that
+are gone; it needs the cache for itself.
 
   # lacuna check
   4075bd9263c8  ok       1.4 GiB of 4.4 GiB present
@@ -230,11 +252,11 @@ func (c *checkCmd) choose(root *cache.Root) (ids []ondemand.ObjectID, err error)
 		return root.List()
 	}
 	for _, name := range c.Objects {
-		id, err := find(root, name)
+		some, err := find(root, name)
 		if err != nil {
 			return nil, err
 		}
-		ids = append(ids, id)
+		ids = append(ids, some...)
 	}
 	return ids, nil
 }

@@ -23,6 +23,8 @@ type Inspection struct {
 	SHA256   string            `json:"sha256,omitempty"`
 	Verified bool              `json:"verified"` // had that digest once complete
 	Versions Versions          `json:"versions"`
+	// Parts: digests of its chunks or files are known elsewhere; set by the caller.
+	Parts bool `json:"parts_have_digests,omitempty"`
 	// Recovered is what opening the object found amiss.
 	Recovered Recovery `json:"recovered,omitzero"`
 
@@ -122,6 +124,8 @@ func (in Inspection) Print(w io.Writer, width int) error {
 		line("digest", "sha256:%s, verified", in.SHA256)
 	case in.SHA256 != "":
 		line("digest", "sha256:%s, not verified yet", in.SHA256)
+	case in.Parts:
+		line("digest", "of its parts: each is verified by its own")
 	default:
 		line("digest", "none known: what the source sent is not verifiable")
 	}

@@ -19,18 +19,44 @@ import (
 	"github.com/lacunafs/lacuna/internal/toc"
 )
 
-// ObjectAt is the object that is attached at path by an instance with this
-// cache root, and false where none is.
-func ObjectAt(root, path string) (ondemand.ObjectID, bool) {
-	path, err := canonical("find", path)
+// ObjectsAt are the objects of what is attached or mounted at path by an instance
+// with this cache root; false where nothing is.
+func ObjectsAt(root, path string) (ids []ondemand.ObjectID, found bool, err error) {
+	path, err = canonical("find", path)
 	if err != nil {
-		return "", false
+		return nil, false, nil //nolint:nilerr // then it is no path, and may be a key
 	}
 	rec, err := readRecord(records{filepath.Join(root, "served")}.name(path))
-	if err != nil || rec.Kind != kindAttach {
-		return "", false
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && rec.Kind != kindAttach && rec.Kind != kindMount:
+		return nil, false, nil
+	case err != nil:
+		return nil, false, fmt.Errorf("find the objects of %s: %w", path, err)
+	case rec.fromManifest():
+		ids, err = filesIn(root, rec.Plan)
+	default:
+		ids, err = shownIn(root, rec)
 	}
-	return ondemand.ObjectID(rec.Object), true
+	if err != nil {
+		return nil, false, fmt.Errorf("find the objects of %s: %w", path, err)
+	}
+	return ids, true, nil
+}
+
+// filesIn is the objects of a mounted manifest.
+func filesIn(root, key string) (ids []ondemand.ObjectID, err error) {
+	library, err := fileset.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := library.Load(key)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range plan.Devices {
+		ids = append(ids, d.Object)
+	}
+	return ids, nil
 }
 
 // RedactSource is an object's description of its source without what is secret

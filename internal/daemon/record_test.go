@@ -102,7 +102,7 @@ func TestRecordThatCannotBeMadeLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestObjectAtKnowsAttachedFilesOnly(t *testing.T) {
+func TestObjectsAtKnowsWhatIsAttached(t *testing.T) {
 	root := t.TempDir()
 	r, err := openRecords(root)
 	if err != nil {
@@ -114,8 +114,9 @@ func TestObjectAtKnowsAttachedFilesOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{file: "ab", dir: "", filepath.Join(root, "x"): "", "/no/such/dir/f": ""} {
-		if id, ok := ObjectAt(root, path); string(id) != want || ok != (want != "") {
-			t.Errorf("%s: %q, %t", path, id, ok)
+		ids, found, err := ObjectsAt(root, path)
+		if err != nil || found != (want != "") || found && (len(ids) != 1 || string(ids[0]) != want) {
+			t.Errorf("%s: %q, %t, %v", path, ids, found, err)
 		}
 	}
 }
