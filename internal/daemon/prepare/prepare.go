@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -305,6 +306,11 @@ func (l *Library) merge(j *Job, key string, layers []prepared) (*Plan, error) {
 		in = append(in, image.Layer{TOC: layer.toc, Tag: string(layer.Device)})
 		p.Layers = append(p.Layers, layer.Layer)
 		p.Sequential = p.Sequential || layer.sequential
+	}
+	// A server that answered without a range once is asked for ranges all the same
+	// where a layer cannot be read without.
+	if slices.ContainsFunc(p.Layers, func(l Layer) bool { return l.Format != Scanned && l.Size > 0 }) {
+		p.Sequential = false
 	}
 	merged, err := image.Merge(in)
 	if err != nil {

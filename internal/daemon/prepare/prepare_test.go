@@ -263,6 +263,20 @@ func TestScannedLayerIsPreparedOnce(t *testing.T) {
 	}
 }
 
+// A registry that had ranges and seems to have none does not keep a layer from being
+// read that needs them.
+func TestRangesThatSeemGone(t *testing.T) {
+	b := newBench(t)
+	one, oneTOC := estargzOf(t, "one")
+	two, twoTOC := estargzOf(t, "two")
+	b.prepare(b.image("one/a:v1", layer{data: one, toc: oneTOC}), Asked{Ref: "a"}, 1)
+	b.sequential.Store(true)
+	p := b.prepare(b.image("one/b:v1", layer{data: one, toc: oneTOC}, layer{data: two, toc: twoTOC}), Asked{Ref: "b"}, 1)
+	if p.Layers[0].Format != EStargz || p.Layers[1].Format != Scanned || p.Sequential {
+		t.Errorf("%+v", p)
+	}
+}
+
 // A plan stays what it is when the image gets other devices, and when it is asked for
 // by another name.
 func TestPlansNeverChange(t *testing.T) {
