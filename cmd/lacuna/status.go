@@ -8,6 +8,7 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/features"
+	"github.com/lacunafs/lacuna/internal/fetch"
 )
 
 // statusCmd shows the state of the running instance.
@@ -141,6 +142,10 @@ func attachedText(b *strings.Builder, f control.Attached) {
 		"yes": "yes, by its digest", "pending": "not yet: the digest is checked once everything is here",
 		"unverifiable": "no digest is known",
 	}[f.Verified]
+	// Errors cross the socket as text.
+	if f.Verified == "pending" && strings.Contains(f.Error, fetch.ErrDigest.Error()) {
+		verified = "no: what came does not have the digest"
+	}
 	fmt.Fprintf(b, "\n%s\n  source    %s\n  object    %.12s\n  present   %s of %s (%s)\n  verified  %s\n  reads     %d present, %d missed\n",
 		pathText(f.File), pathText(f.Source), f.Object, sizeText(f.Present), sizeText(f.Size), percentText(f.Present, f.Size), verified, f.Hits, f.Misses)
 	if f.Requests > 0 {

@@ -109,7 +109,11 @@ func (i *Instance) attachedLocked(verb, path string) (*attachedFile, error) {
 		return nil, refuse(control.ExitCorrupt, "`lacuna detach` it, then attach it again", "%s %s: it cannot be served: %v", verb, path, f.broken)
 	}
 	if f == nil || f.object == nil && f.broken == nil {
-		return nil, refuse(control.ExitError, "`lacuna status` lists what is attached", "%s %s: it is not attached", verb, path)
+		what := "it is not attached"
+		if verb == "hydrate" {
+			what = "nothing is attached or mounted there"
+		}
+		return nil, refuse(control.ExitError, "`lacuna status` lists what is attached", "%s %s: %s", verb, path, what)
 	}
 	return f, nil
 }

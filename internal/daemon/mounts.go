@@ -214,6 +214,9 @@ func (i *Instance) umount(q control.UmountRequest) error {
 // mountedLocked is what is mounted on path.
 func (i *Instance) mountedLocked(path string) (*mountedImage, error) {
 	m := i.mounts[path]
+	if m == nil && (i.files[path] != nil || i.bound[path] != nil) {
+		return nil, refuse(control.ExitUsage, "`lacuna detach` takes it away", "umount %s: it is attached or bound, not mounted", path)
+	}
 	if m == nil || m.metadata() == "" {
 		return nil, refuse(control.ExitError, "`lacuna status` lists what is mounted", "umount %s: nothing is mounted there", path)
 	}
