@@ -123,6 +123,16 @@ func (i *Instance) detachBroken(verb string, f *attachedFile) (err error) {
 	return nil
 }
 
+// brokenLocked is a mount of path that cannot be served; nil: there is none.
+func (i *Instance) brokenLocked(path string) *attachedFile {
+	for _, f := range i.files {
+		if f.broken != nil && f.record.Kind == kindMount && f.record.Path == path {
+			return f
+		}
+	}
+	return nil
+}
+
 // dropBrokenShownLocked undoes an attach, or a mount, of which little is known but the
 // record; EBUSY, wrapped, where it is in use.
 func (i *Instance) dropBrokenShownLocked(f *attachedFile) error {

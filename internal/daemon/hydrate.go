@@ -14,7 +14,7 @@ import (
 // Hydrate fetches everything of an attached file or of a mount, and verifies it where
 // a digest is known: from then on no source is needed.
 func (i *Instance) Hydrate(ctx context.Context, q control.HydrateRequest, progress func(control.Progress)) error {
-	path, err := canonical("hydrate", q.File)
+	path, err := directory("hydrate", q.File)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 
 // claimDir checks the place and reserves it.
 func (i *Instance) claimDir(dir string) (string, error) {
-	path, err := canonical("mount", dir)
+	path, err := directory("mount", dir)
 	if err != nil {
 		return "", err
 	}
@@ -22,6 +22,17 @@ func (i *Instance) claimDir(dir string) (string, error) {
 		return "", refuse(control.ExitUsage, "choose a place outside of it", "mount %s: it lies in the cache root %s", dir, i.root.Dir())
 	}
 	return path, i.named(i.reserve("mount", path, func() { i.mounts[path] = &mountedImage{} }))
+}
+
+// directory is canonical for a place of a mount, which may be a link to a directory, as
+// for mount(8).
+func directory(verb, path string) (string, error) {
+	if to, err := filepath.EvalSymlinks(path); err == nil {
+		if st, err := os.Stat(to); err == nil && st.IsDir() {
+			return to, nil
+		}
+	}
+	return canonical(verb, path)
 }
 
 // reserve has take reserve a path where nothing is. Its error is for named.

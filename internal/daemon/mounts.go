@@ -184,16 +184,16 @@ func (i *Instance) Umount(_ context.Context, q control.UmountRequest) error {
 }
 
 func (i *Instance) umount(q control.UmountRequest) error {
-	path, err := canonical("umount", q.Dir)
+	path, err := directory("umount", q.Dir)
 	if err != nil {
 		return err
 	}
 	i.mu.Lock()
-	f := i.files[path]
+	f := i.brokenLocked(path)
 	m, err := i.mountedLocked(path)
 	missing := err == nil && !m.complete()
 	i.mu.Unlock()
-	if f != nil && f.broken != nil && f.record.Kind == kindMount {
+	if f != nil && m == nil {
 		return i.detachBroken("umount", f)
 	}
 	if err != nil {
@@ -238,7 +238,12 @@ func (i *Instance) takeOffMount(m *mountedImage, lazy bool) error {
 	if err := m.record.takeOff(lazy); err != nil {
 		return fmt.Errorf("umount %s: %w", m.record.Path, err)
 	}
-	return i.forgetMountLocked(m)
+	// It is unmounted, whatever becomes of the rest: such as of what a full disk keeps
+	// from being noted, which is only fetched again.
+	if err := i.forgetMountLocked(m); err != nil {
+		i.report("tidying up after "+m.record.Path, err)
+	}
+	return nil
 }
 
 // forgetMountLocked undoes the rest of a mount that is gone. While its filesystem

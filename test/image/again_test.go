@@ -174,3 +174,43 @@ func TestUmountByAnother(t *testing.T) {
 		m.WaitEnd(0)
 	})
 }
+
+// As for mount(8), a link to a directory is that directory.
+func TestMountOnALink(t *testing.T) {
+	m, ref := small(t)
+	to, link := filepath.Join(m.Dir, "to"), filepath.Join(m.Dir, "link")
+	if err := errors.Join(os.Mkdir(to, 0o755), os.Symlink("to", link)); err != nil {
+		t.Fatal(err)
+	}
+	m.Lacuna("mount", ref, link)
+	if s := m.Status(); len(s.Mounted) != 1 || s.Mounted[0].Dir != to {
+		t.Errorf("status: %+v", s.Mounted)
+	}
+	m.Lacuna("hydrate", link)
+	m.Lacuna("umount", link)
+	m.waitMounted(0)
+	if points := instance.MountsBelow(m.Dir); len(points) > 0 {
+		t.Errorf("mounted: %v", points)
+	}
+	if _, err := os.Stat(link); err != nil {
+		t.Errorf("the directory is gone: %v", err)
+	}
+}
+
+// What a full disk keeps from being noted is no reason to fail: the mount is gone.
+func TestUmountOnAFullDisk(t *testing.T) {
+	m := startSmall(t)
+	image := formatOf("estargz").packAll(t, stormTars(t, 24)...)
+	ref, tree := image.push(t, ocitest.New(t)), image.tree(t)
+	dir := m.mount(ref, "mnt")
+	free := m.fillUp(256 << 10)
+	if sum := readOnce(t, dir, filesOf(tree), 8); sum.Wrong+sum.Other > 0 || sum.EIO == 0 {
+		t.Errorf("on a full disk: %s %q", sum.String(), sum.Examples)
+	}
+	m.umount(dir)
+	free()
+	dir = m.mount(ref, "mnt")
+	compare(t, dir, tree)
+	m.umount(dir)
+	m.Lacuna("check", "--verify")
+}
