@@ -144,6 +144,11 @@ func (c *mountCmd) check() error {
 	if c.Dir == "" {
 		return wrong("mount: no directory is given")
 	}
+	if c.Manifest == "-" {
+		return &control.Error{
+			Message: "mount: --manifest -: it is not read from standard input", Hint: "write the list to a file, and name that", Exit: control.ExitUsage,
+		}
+	}
 	if c.Manifest != "" {
 		return checkPath("mount: --manifest", c.Manifest, false, "a JSON list of files; `lacuna mount --help` shows one")
 	}

@@ -114,7 +114,11 @@ func notesOf(list []manifest.Entry) (notes []string) {
 		}
 	}
 	if none > 0 {
-		notes = append(notes, fmt.Sprintf("%d of %d files have no sha256: their data cannot be verified", none, len(list)))
+		note := fmt.Sprintf("%d of %d files have no sha256: their data cannot be verified", none, len(list))
+		if none == 1 {
+			note = fmt.Sprintf("1 file of %d has no sha256: its data cannot be verified", len(list))
+		}
+		notes = append(notes, note)
 	}
 	if late > 0 {
 		notes = append(notes, fmt.Sprintf("%d of %d files are larger than %d MiB: they are verified once all of one is here, and may be read before", late, len(list), concat.MaxWhole>>20))
