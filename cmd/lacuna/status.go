@@ -75,6 +75,12 @@ func statusText(s control.Status, now time.Time) string {
 	}
 	fmt.Fprintf(&b, "lacuna %s, %s, up %s (keeper %d, worker %d)\n", s.Version, kind,
 		now.Sub(s.Started).Round(time.Second), s.KeeperPID, s.WorkerPID)
+	if s.Stopping {
+		fmt.Fprintf(&b, "stopping  once nothing that misses data is in use; `lacuna hydrate` fetches what is missing\n")
+	}
+	for _, w := range s.Waits {
+		fmt.Fprintf(&b, "  waits for %s\n", w)
+	}
 	if s.WorkerDeaths > 0 {
 		fmt.Fprintf(&b, "restarts  %s died, the last one %s ago\n", count(s.WorkerDeaths, "worker"), now.Sub(s.LastDeath).Round(time.Second))
 	}

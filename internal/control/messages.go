@@ -193,11 +193,14 @@ type Status struct {
 	WorkerDeaths int       `json:"worker_deaths,omitempty"`
 	LastDeath    time.Time `json:"last_death,omitzero"`
 	// Foreground: the instance ends with the command that started it.
-	Foreground bool       `json:"foreground,omitempty"`
-	Requests   Requests   `json:"requests"`
-	Attached   []Attached `json:"attached"`
-	Mounted    []Mounted  `json:"mounted"`
-	Bound      []Bound    `json:"bound"`
+	Foreground bool `json:"foreground,omitempty"`
+	// Stopping: it was asked to end. Waits says what is in use until then, and by whom.
+	Stopping bool       `json:"stopping,omitempty"`
+	Waits    []string   `json:"waits,omitempty"`
+	Requests Requests   `json:"requests"`
+	Attached []Attached `json:"attached"`
+	Mounted  []Mounted  `json:"mounted"`
+	Bound    []Bound    `json:"bound"`
 	// Broken is what was attached or bound before this worker and cannot be
 	// served by it: reads of what is missing are denied.
 	Broken    []Broken    `json:"broken,omitempty"`

@@ -26,7 +26,7 @@ func refuse(exit control.Exit, hint, format string, args ...any) error {
 
 // errStopping answers commands that come while the instance stops.
 func errStopping() error {
-	return refuse(control.ExitError, "", "the instance is stopping")
+	return refuse(control.ExitError, "`lacuna status` tells whom it waits for, and `lacuna umount --lazy DIR` takes a name away meanwhile", "the instance is stopping")
 }
 
 var hexDigest = regexp.MustCompile(`^[0-9a-f]{64}$`)

@@ -57,6 +57,7 @@ type Instance struct {
 
 	mu        sync.Mutex
 	stopping  bool
+	waits     []standing               // what a stop has last found in use
 	files     map[string]*attachedFile // by path
 	objects   map[ondemand.ObjectID]*servedObject
 	bound     map[string]*boundDir // by directory

@@ -13,6 +13,13 @@ import (
 // Status tells what is served and how it goes.
 func (i *Instance) Status(context.Context) (control.Status, error) {
 	s, layers := i.statusNow()
+	i.mu.Lock()
+	waits := i.waits
+	s.Stopping = i.stopping
+	i.mu.Unlock()
+	for _, w := range waits { // without mu: it looks into all processes
+		s.Waits = append(s.Waits, w.path+": "+w.users())
+	}
 	i.countFiles(s.Mounted, layers)
 	return s, nil
 }

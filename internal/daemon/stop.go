@@ -43,6 +43,9 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 	told := make(map[string]bool)
 	for {
 		left, known, err := i.takeDownAll()
+		i.mu.Lock()
+		i.waits = left
+		i.mu.Unlock()
 		if len(left) == 0 && known {
 			return err
 		}

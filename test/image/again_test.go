@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -213,4 +214,31 @@ func TestUmountOnAFullDisk(t *testing.T) {
 	compare(t, dir, tree)
 	m.umount(dir)
 	m.Lacuna("check", "--verify")
+}
+
+// A stop that waits tells for whom, and its mounts can be taken away meanwhile.
+func TestStopThatWaitsCanBeAsked(t *testing.T) {
+	h := hold(t)
+	h.Signal(syscall.SIGTERM)
+	instance.Eventually(t, 15*time.Second, func() error {
+		s, err := h.TryStatus()
+		if err != nil || !s.Stopping || len(s.Waits) != 1 ||
+			!strings.Contains(s.Waits[0], h.dir) || !strings.Contains(s.Waits[0], fmt.Sprint(h.holder.Process.Pid)) {
+			return fmt.Errorf("stopping: %v, for %q, %w", s.Stopping, s.Waits, err)
+		}
+		return nil
+	})
+	if out := h.Lacuna("status"); !strings.Contains(out, "waits for "+h.dir) {
+		t.Errorf("status:\n%s", out)
+	}
+	if _, err := h.Try("mount", h.ref, h.dir+"2"); instance.ExitOf(err) != 1 || !strings.Contains(err.Error(), "lacuna status") {
+		t.Errorf("mount while it stops: %v", err)
+	}
+	h.Lacuna("umount", "--lazy", h.dir)
+	if points := instance.MountsBelow(h.Dir); len(points) > 0 {
+		t.Errorf("mounted: %v", points)
+	}
+	h.Lacuna("hydrate", h.dir) // with nothing missing nobody needs it any more
+	h.WaitEnd(0)
+	h.want(h.tell())
 }
