@@ -59,7 +59,7 @@ func TestForegroundSaysWhatItWaitsFor(t *testing.T) {
 				h.wantPattern(stormSeed, 3<<20, 10000)
 				h.close()
 				a.WaitEnd(0)
-				want := fmt.Sprintf("note: waiting for what is in use: path %s, users process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid)
+				want := fmt.Sprintf("note: waiting for what is in use: %s, used by process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid)
 				if got := notesOf(a.Log.String()); !slices.Equal(got, []string{want}) {
 					t.Errorf("it says\n%s\nnot %s", strings.Join(got, "\n"), want)
 				}
@@ -108,7 +108,7 @@ func TestForegroundSaysWhatItDenies(t *testing.T) {
 			log := notesOf(a.Log.String())
 			users := fmt.Sprintf("%s: process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid)
 			want := []string{
-				fmt.Sprintf("note: waiting for what is in use: path %s, users process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid),
+				fmt.Sprintf("note: waiting for what is in use: %s, used by process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid),
 				"lacuna: still in use: " + users + ": missing data is denied until that ends",
 				"error: undoing what the worker left: still in use: " + users,
 			}
