@@ -73,7 +73,7 @@ func TestForegroundSaysWhatItWaitsFor(t *testing.T) {
 // digests has.
 func notesOf(log string) (lines []string) {
 	for line := range strings.Lines(log) {
-		if !strings.Contains(line, "have no sha256") {
+		if !strings.Contains(line, " no sha256: ") {
 			lines = append(lines, strings.TrimSuffix(line, "\n"))
 		}
 	}
