@@ -116,9 +116,16 @@ func TestIndexedImage(t *testing.T) {
 // An index that is not what its digest says, though the registry sends it, gives no
 // byte, and nothing that was made by it stays.
 func TestIndexWithAnotherDigest(t *testing.T) {
+	for _, f := range []format{formatOf("soci1"), formatOf("soci2")} {
+		t.Run(f.name, func(t *testing.T) { indexWithAnotherDigest(t, f) })
+	}
+}
+
+func indexWithAnotherDigest(t *testing.T, f format) {
+	t.Helper()
 	r := ocitest.New(t)
 	m := start(t, "")
-	image := formatOf("soci2").packAll(t, stormTars(t, 4)[0])
+	image := f.packAll(t, stormTars(t, 4)[0])
 	ref := image.push(t, r)
 	for _, z := range image.ztocs {
 		wrong := bytes.Clone(z)
@@ -145,6 +152,13 @@ func TestIndexWithAnotherDigest(t *testing.T) {
 			t.Errorf("%d bytes of a layer are present", l.Present)
 		}
 	}
+	m.umount(dir)
+	// The next mount asks anew.
+	for _, z := range image.ztocs {
+		r.Blob(z, serve(z))
+	}
+	dir = m.mount(ref, "mnt")
+	compare(t, dir, tree)
 	m.umount(dir)
 }
 

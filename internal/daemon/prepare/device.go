@@ -78,6 +78,11 @@ func (l *Library) cached(j *Job, n int) (p prepared, found bool) {
 		if err != nil || head.Verified != layer.Verified {
 			continue // none, or one that is read anew
 		}
+		if layer.Ztoc != nil {
+			if _, err := l.loadSpans(layer.Device); err != nil {
+				continue
+			}
+		}
 		layer.Size, layer.Why = t.DeviceSize(), head.Why
 		if layer.Format == Scanned && layer.Size > 0 && !exists(j.Root, layer) {
 			continue

@@ -181,7 +181,11 @@ func (l *Library) Find(asked Asked) (*Plan, error) {
 // check reads what was kept of a plan: ErrDamaged where it is not what was written.
 func (l *Library) check(p *Plan) error {
 	for _, layer := range p.Layers {
-		if err := l.checkTOC(layer); err != nil {
+		err := l.checkTOC(layer)
+		if err == nil && layer.Ztoc != nil {
+			_, err = l.loadSpans(layer.Device)
+		}
+		if err != nil {
 			return fmt.Errorf("check image %s: %w", p.Key, err)
 		}
 	}

@@ -100,7 +100,11 @@ func (l *Library) readZtoc(ctx context.Context, j *Job, n int, z *Ztoc) (p *prep
 	p = &prepared{Layer: sociLayer(j.Image, from, z), toc: t}
 	p.Size = t.DeviceSize()
 	j.keeping.Go(func() error {
-		return errors.Join(l.saveTOC(*p), replace(l.spansPath(p.Device), read.Spans.Encode))
+		// Where a crash leaves a table of contents, the spans are there.
+		if err := replace(l.spansPath(p.Device), read.Spans.Encode); err != nil {
+			return err
+		}
+		return l.saveTOC(*p)
 	})
 	return p, nil
 }
