@@ -196,7 +196,10 @@ func (b *bench) image(what string) (*image, error) {
 }
 
 func (b *bench) build(what string) (v1.Image, error) {
-	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	if what == pythonImage {
+		return b.buildDebian()
+	}
+	img := emptyImage()
 	layers, write := 1, manyLayer
 	if what == largeImage {
 		layers, write = largeLayers, largeLayer
@@ -213,6 +216,15 @@ func (b *bench) build(what string) (v1.Image, error) {
 			return nil, err
 		}
 	}
+	return configured(img)
+}
+
+func emptyImage() v1.Image {
+	return mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+}
+
+// configured is img for this machine.
+func configured(img v1.Image) (v1.Image, error) {
 	config, err := img.ConfigFile()
 	if err != nil {
 		return nil, err

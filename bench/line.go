@@ -31,15 +31,24 @@ type line struct {
 	slow  bool
 	free  time.Time // when all that was given has been sent
 	asked map[string]int
+	sent  map[string]int64 // bytes, by digest or tag
 	bytes int64
 	last  time.Time // when the last byte of a blob was sent
+	trace func(asked)
+}
+
+// asked is one request that was answered.
+type asked struct {
+	began, first, end time.Time
+	path, ranged      string
+	bytes             int64
 }
 
 // set makes the line slow or not, and forgets what was counted.
 func (l *line) set(slow bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.slow, l.asked, l.bytes, l.last = slow, make(map[string]int), 0, time.Time{}
+	l.slow, l.asked, l.sent, l.bytes, l.last = slow, make(map[string]int), make(map[string]int64), 0, time.Time{}
 }
 
 // tally is what a line has counted.
@@ -64,17 +73,32 @@ func (l *line) count(layers []string) (t tally) {
 	return t
 }
 
+// of is how many bytes were sent of what has these digests.
+func (l *line) of(digests []string) (n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range digests {
+		n += l.sent[d]
+	}
+	return n
+}
+
 // behind serves next at the line's end.
 func (l *line) behind(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		what := q.URL.Path[strings.LastIndexByte(q.URL.Path, '/')+1:]
+		a := asked{began: time.Now(), path: q.URL.Path, ranged: q.Header.Get("Range")}
 		l.mu.Lock()
-		slow := l.slow
-		l.asked[q.URL.Path[strings.LastIndexByte(q.URL.Path, '/')+1:]]++
+		slow, trace := l.slow, l.trace
+		l.asked[what]++
 		l.mu.Unlock()
 		if slow {
 			pause(q.Context(), lineLatency)
 		}
-		next.ServeHTTP(lineWriter{w, l, q.Context()}, q)
+		next.ServeHTTP(lineWriter{w, l, q.Context(), what, &a}, q)
+		if a.end = time.Now(); trace != nil {
+			trace(a)
+		}
 	})
 }
 
@@ -90,8 +114,10 @@ func pause(ctx context.Context, d time.Duration) {
 // lineWriter sends at the line's pace. It has no ReadFrom, which would pass by.
 type lineWriter struct {
 	http.ResponseWriter
-	line *line
-	ctx  context.Context
+	line  *line
+	ctx   context.Context
+	what  string
+	asked *asked
 }
 
 // Write is io.Writer's.
@@ -108,7 +134,11 @@ func (w lineWriter) Write(p []byte) (int, error) {
 	}
 	wait := l.free.Sub(now)
 	l.bytes += int64(len(p))
+	l.sent[w.what] += int64(len(p))
 	l.mu.Unlock()
+	if w.asked.bytes += int64(len(p)); w.asked.first.IsZero() {
+		w.asked.first = now
+	}
 	if wait > least {
 		pause(w.ctx, wait)
 	}

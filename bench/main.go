@@ -3,7 +3,7 @@
 // of things measured by turns in one run, so that a slow or busy machine slows
 // both sides. It prints a Markdown table.
 //
-//	go run ./bench [-size MiB] [-rounds N] [-lacuna bin/lacuna] [-dir /var/tmp] [-only name,name] [-keep DIR]
+//	go run ./bench [-size MiB] [-rounds N] [-lacuna bin/lacuna] [-dir /var/tmp] [-only name,name] [-keep DIR] [-trace]
 //
 // It needs root, nginx, curl, and for the comparison rclone and fusermount3.
 package main
@@ -25,6 +25,7 @@ type options struct {
 	dir    string
 	only   string
 	keep   string
+	trace  bool
 }
 
 func main() {
@@ -35,6 +36,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where to work, on ext4, xfs or btrfs")
 	flag.StringVar(&o.only, "only", "", "measure only these, by name, separated by commas")
 	flag.StringVar(&o.keep, "keep", "", "directory that keeps the images for the next run; building them takes minutes")
+	flag.BoolVar(&o.trace, "trace", false, "tell each request of python's image on standard error")
 	flag.Parse()
 	o.size = *mib << 20
 	if err := run(o); err != nil {
@@ -71,6 +73,7 @@ func run(o options) (err error) {
 		{"rclone", true, besideRclone},
 		{"firstbyte", false, firstByte},
 		{"metadata", false, metadata},
+		{"python", false, python},
 		{"present", false, presentFiles},
 		{"find", false, findAll},
 		{"readahead", false, readAheads},

@@ -25,7 +25,7 @@ test             losetup                util-linux
 test             mkfs.erofs             erofs-utils
 test             /usr/include/zlib.h    zlib1g-dev
 test             ps                     procps
-test             /usr/sbin/debootstrap   debootstrap
+test,bench       /usr/sbin/debootstrap   debootstrap
 demo             find                   findutils
 bench            rclone                 rclone
 bench            fusermount3            fuse3
