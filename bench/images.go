@@ -27,11 +27,13 @@ import (
 )
 
 // An image that is measured: largeImage has about 230 MB in 4 layers, manyImage
-// 120,000 files in one. Their files are half random bytes and half text, and as
-// small as those of a system.
+// 120,000 files in one, as small as those of a system; modelImage has the large files of
+// largeImage alone. Files are half random bytes and half text. Names are in the order in
+// which a directory is listed, as those of image builders are.
 const (
 	largeImage = "large"
 	manyImage  = "many"
+	modelImage = "model"
 )
 
 const (
@@ -45,7 +47,7 @@ const (
 // bigFile is the name of a layer's big file, smallFile of one of its others.
 func bigFile(layer int) string { return fmt.Sprintf("layer%d/big", layer) }
 
-func smallFile(layer, n int) string { return fmt.Sprintf("layer%d/dir%d/file%d", layer, n/50, n) }
+func smallFile(layer, n int) string { return fmt.Sprintf("layer%d/dir%03d/file%04d", layer, n/50, n) }
 
 // files writes one layer as a tar.
 func largeLayer(w *tar.Writer, layer int) error {
@@ -64,10 +66,14 @@ func largeLayer(w *tar.Writer, layer int) error {
 	return nil
 }
 
+func modelLayer(w *tar.Writer, layer int) error {
+	return addFile(w, bigFile(layer), bigSize, rand.New(rand.NewPCG(uint64(layer), 13)))
+}
+
 func manyLayer(w *tar.Writer, _ int) error {
 	rng := rand.New(rand.NewPCG(1, 12))
 	for n := range manyFiles {
-		if err := addFile(w, fmt.Sprintf("usr/share/dir%d/file-%d.conf", n/manyInDir, n), rng.Int64N(4<<10), rng); err != nil {
+		if err := addFile(w, fmt.Sprintf("usr/share/dir%04d/file-%06d.conf", n/manyInDir, n), rng.Int64N(4<<10), rng); err != nil {
 			return err
 		}
 	}
@@ -201,8 +207,11 @@ func (b *bench) build(what string) (v1.Image, error) {
 	}
 	img := emptyImage()
 	layers, write := 1, manyLayer
-	if what == largeImage {
+	switch what {
+	case largeImage:
 		layers, write = largeLayers, largeLayer
+	case modelImage:
+		layers, write = largeLayers, modelLayer
 	}
 	for n := range layers {
 		p, toc, err := b.pack(n, write)

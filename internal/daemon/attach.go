@@ -240,7 +240,7 @@ func (i *Instance) makeFilesystem(rec *record, object *servedObject) (*mount.Fil
 		return nil, err
 	}
 	// What is complete is read as fast as a plain file so, and is in memory once.
-	e := mount.EROFS{Image: name, ReadAhead: readAheadKiB, Direct: object.served.Complete()}
+	e := erofsOf(name, object.served.Complete())
 	if object.cached.Size() > 0 {
 		e.Devices = []string{object.cached.DataPath()}
 	}

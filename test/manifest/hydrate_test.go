@@ -1,6 +1,8 @@
 package manifest
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -26,6 +28,51 @@ func TestHydratedListWorksOffline(t *testing.T) {
 	m.mount()
 	m.wantRight(list...)
 	m.umount()
+}
+
+// What is complete when it is mounted is read past the cache's copy of it where its
+// files are large, and otherwise through it; the bytes are the same.
+func TestLargeCompleteFilesAreReadDirectly(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		files, bytes int
+		direct       bool
+	}{{"large", 3, 5 << 20, true}, {"small", 40, 60 << 10, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newServer(t)
+			var list []*entry
+			for n := range c.files {
+				list = append(list, s.add(fmt.Sprintf("f%d", n), bytesOf(t, n, c.bytes+n), true))
+			}
+			m := start(t, list)
+			m.mount()
+			m.wantDirect(false)
+			m.Lacuna("hydrate", m.dir)
+			m.umount()
+			m.mount()
+			m.wantDirect(c.direct)
+			m.wantRight(list...)
+			m.umount()
+		})
+	}
+}
+
+// wantDirect wants the mount to read its devices past their page cache, or not to.
+func (m *mounted) wantDirect(want bool) {
+	m.t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for l := range strings.Lines(string(mounts)) {
+		if strings.Contains(l, " "+m.dir+" ") {
+			if strings.Contains(l, ",directio") != want {
+				m.t.Errorf("directly: want %v of %s", want, l)
+			}
+			return
+		}
+	}
+	m.t.Errorf("%s is not mounted", m.dir)
 }
 
 // Files that cannot be had are named, with the exit status of the reason; all others
