@@ -17,7 +17,7 @@ func (i *Instance) indices(img *oci.Image) prepare.Indices {
 	look := make(chan []*soci.Index, 1) // holds what was found; nil: nobody has looked
 	look <- nil
 	return prepare.Indices{
-		Find: func(ctx context.Context, l oci.Layer) (*prepare.Ztoc, error) {
+		Find: func(ctx context.Context, l oci.Layer, version int) (*prepare.Ztoc, error) {
 			var list []*soci.Index
 			select {
 			case list = <-look:
@@ -35,7 +35,7 @@ func (i *Instance) indices(img *oci.Image) prepare.Indices {
 					return nil, err
 				}
 			}
-			return ztocOf(list, l), nil
+			return ztocOf(list, l, version), nil
 		},
 		Open: func(ctx context.Context, z prepare.Ztoc) (source.Blob, error) {
 			blob, err := img.Attached(ctx, z.Digest, z.Size)
@@ -49,10 +49,11 @@ func (i *Instance) indices(img *oci.Image) prepare.Indices {
 	}
 }
 
-// ztocOf is the layer's zTOC in the best index that has one.
-func ztocOf(list []*soci.Index, l oci.Layer) *prepare.Ztoc {
+// ztocOf is the layer's zTOC in the best index that has one, or in the best of a version
+// that is not 0.
+func ztocOf(list []*soci.Index, l oci.Layer, version int) *prepare.Ztoc {
 	for _, x := range list {
-		if z, ok := x.Find(l.Digest); ok {
+		if z, ok := x.Find(l.Digest); ok && (version == 0 || version == x.Version) {
 			return &prepare.Ztoc{Version: x.Version, Digest: z.Ztoc, Size: z.Size}
 		}
 	}

@@ -111,9 +111,14 @@ func (o *Object) reach(r ondemand.Range) ondemand.Range {
 	if r.Empty() {
 		return wide
 	}
-	from, _ := source.Part(o.blob, r.Off)
-	last, n := source.Part(o.blob, r.End()-1)
-	return wide.Intersect(ondemand.Range{Off: from, Len: last + n - from}.Blocks(o.Size()))
+	first, last := o.partAt(r.Off), o.partAt(r.End()-1)
+	return wide.Intersect(ondemand.Range{Off: first.Off, Len: last.End() - first.Off}.Blocks(o.Size()))
+}
+
+// partAt is what fails or comes together with the byte at off, or with the last one.
+func (o *Object) partAt(off int64) ondemand.Range {
+	from, n := source.Part(o.blob, max(0, min(off, o.Size()-1)))
+	return ondemand.Range{Off: from, Len: n}
 }
 
 // partEnd is where what comes together with the byte before off ends: read-ahead

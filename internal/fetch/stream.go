@@ -178,8 +178,10 @@ func (o *Object) finish(s *stream, err error) error {
 		}
 	}
 	heard := false
+	part := o.partAt(s.pos).Blocks(o.Size())
 	for _, w := range s.waiters {
-		own := s.hydrate == w.hydrate && !s.demand.Empty() && s.seq > w.born
+		// What lies in another part is asked for again without this one.
+		own := s.hydrate == w.hydrate && !s.demand.Empty() && s.seq > w.born && part.Overlaps(w.r)
 		if err != nil && own && !o.cache.Has(w.r.Intersect(s.rest())) {
 			w.err, heard = err, true
 		}

@@ -246,14 +246,17 @@ func (l *OpenedLayer) cat(ctx context.Context, out io.Writer, f *soci.File) (err
 	return errors.Join(err, body.Close())
 }
 
-// checkHeader compares what lies before the file's data with its name.
+// checkHeader compares what lies before the file's data with its name and size.
 func (l *OpenedLayer) checkHeader(ctx context.Context, blob source.Blob, f *soci.File) error {
-	const block = 512
-	body, err := blob.ReadRange(ctx, f.Off-block, block)
+	off, n, err := l.Ztoc.Header(f)
 	if err != nil {
 		return err
 	}
-	header := make([]byte, block)
+	body, err := blob.ReadRange(ctx, off, n)
+	if err != nil {
+		return err
+	}
+	header := make([]byte, n)
 	_, err = io.ReadFull(body, header)
 	if err := errors.Join(err, body.Close()); err != nil {
 		return err

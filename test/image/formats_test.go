@@ -19,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/lacunafs/lacuna/internal/source/oci/ocitest"
+	"github.com/lacunafs/lacuna/internal/toc/soci"
 )
 
 // layer is a layer as it lies in a registry.
@@ -171,6 +172,7 @@ type packed struct {
 	layers []*layer
 	ztocs  [][]byte // of its index
 	format format
+	lie    func(*soci.Ztoc) // what the zTOCs say in place of what is true; nil: nothing
 }
 
 func (f format) packAll(t testing.TB, tars ...[]byte) *packed {

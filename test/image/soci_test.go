@@ -57,6 +57,9 @@ func (p *packed) index(t testing.TB, ref string, version int, spanSize int64) st
 			continue // it has sparse files
 		}
 		must(err)
+		if p.lie != nil {
+			z = changed(t, z, int64(len(l.blob)), p.lie)
+		}
 		p.ztocs = append(p.ztocs, z)
 		push(z)
 		layer, err := l.Digest()

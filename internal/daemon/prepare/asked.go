@@ -17,7 +17,14 @@ type meaning struct {
 }
 
 func askedPath(dir string, asked Asked) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q", asked.Ref, asked.Platform))
+	what := fmt.Appendf(nil, "%q %q", asked.Ref, asked.Platform)
+	if asked.Hosts != "" {
+		what = fmt.Appendf(what, " %q", asked.Hosts)
+	}
+	if asked.Format != "" {
+		what = fmt.Appendf(what, " as %q", asked.Format)
+	}
+	sum := sha256.Sum256(what)
 	return filepath.Join(dir, askedDir, fmt.Sprintf("%x.json", sum[:16]))
 }
 

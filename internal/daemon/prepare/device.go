@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -68,7 +69,7 @@ func (j *Job) known(n int) (list []Layer) {
 	if j.before != nil && !j.before.Layers[n].Verified {
 		list = append(list, j.before.Layers[n])
 	}
-	return list
+	return slices.DeleteFunc(list, func(l Layer) bool { return !j.allows(n, l.Format) })
 }
 
 // cached finds a layer of which all is there that preparing it would make.

@@ -61,6 +61,10 @@ type Plan struct {
 type Asked struct {
 	Ref      string `json:"ref"`
 	Platform string `json:"platform,omitempty"`
+	// Hosts is the directory of mirrors that were asked; empty: the usual one.
+	Hosts string `json:"hosts,omitempty"`
+	// Format is how its layers are to be read; empty: each in the best way it has.
+	Format Wish `json:"format,omitempty"`
 }
 
 // Layer is one layer of a plan.

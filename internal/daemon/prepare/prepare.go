@@ -48,6 +48,8 @@ type Job struct {
 	keeping *errgroup.Group
 	// before is the image's plan as it was made before, where that is known.
 	before *Plan
+	// ztocs are those of the layers, where only layers that have one are wished for.
+	ztocs []*Ztoc
 }
 
 // prepared is a layer with its table of contents.
@@ -61,11 +63,14 @@ type prepared struct {
 // reads the layers' tables of contents, downloads layers that have none, and writes
 // the filesystem image. What fails leaves objects that are complete, for the next try.
 func (l *Library) Prepare(ctx context.Context, j Job) (*Plan, error) {
-	if p, err := l.last(j.Asked); err == nil && p.isOf(j.Image) {
+	if p, err := l.last(j.Asked); err == nil && p.isOf(j.Image) && p.fulfils(j.Asked.Format) {
 		if l.complete(j.Root, p) {
 			return p, nil
 		}
 		j.before = p
+	}
+	if err := l.listed(ctx, &j); err != nil {
+		return nil, err
 	}
 	j.keeping = &errgroup.Group{}
 	layers, err := l.layers(ctx, &j)
@@ -153,9 +158,30 @@ func (l *Library) layer(ctx context.Context, j *Job, n int) (prepared, error) {
 
 // read reads a layer's table of contents from the blob.
 func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (prepared, error) {
-	from, why := j.Image.Layers[n], ""
+	p, why, err := l.readTOC(ctx, j, n, blob)
+	if err == nil && p == nil && why == "" && (j.allows(n, SOCI1) || j.allows(n, SOCI2)) {
+		p, why, err = l.readSOCI(ctx, j, n, blob)
+	}
+	switch {
+	case err != nil:
+		return prepared{}, err
+	case p != nil:
+		return *p, nil
+	case !j.allows(n, Scanned):
+		return prepared{}, l.refuse(ctx, j, n, why)
+	}
+	return l.download(ctx, j, n, blob, why)
+}
+
+// readTOC reads a layer's own table of contents: nil where it has none that can be
+// used, and why.
+func (l *Library) readTOC(ctx context.Context, j *Job, n int, blob source.Blob) (p *prepared, why string, err error) {
+	from := j.Image.Layers[n]
 	layer := &toc.Layer{Blob: blob, Annotations: from.Annotations}
 	for _, r := range readers() {
+		if !j.allows(n, r.format) {
+			continue
+		}
 		trust := r.trust(from.Annotations)
 		if source.IsSequential(blob) {
 			if trust != "" {
@@ -168,20 +194,18 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 			continue
 		}
 		if err != nil {
-			return prepared{}, err
+			return nil, "", err
 		}
 		if name, found := lossyName(reading.TOC); found {
-			why = fmt.Sprintf("as %s: the name %q may stand for others, whose bytes are no UTF-8", r.format, name)
-			break
+			return nil, fmt.Sprintf("as %s: the name %q may stand for others, whose bytes are no UTF-8", r.format, name), nil
 		}
 		// Whether its chunks can be had as a device is found out here.
 		d, err := device.New(blob, reading.TOC, l.gate)
 		if errors.Is(err, device.ErrChunk) {
-			why = fmt.Sprintf("as %s: %v", r.format, err)
-			break
+			return nil, fmt.Sprintf("as %s: %v", r.format, err), nil
 		}
 		if err != nil {
-			return prepared{}, err
+			return nil, "", err
 		}
 		p := prepared{Layer: unverifiedLayer(j.Image, from, r.format, reading.Digest), toc: reading.TOC}
 		if p.Verified = trust != "" && reading.Verified && d.Verified(); p.Verified {
@@ -189,19 +213,9 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 		}
 		p.Size = d.Size()
 		j.keeping.Go(func() error { return l.saveTOC(p) })
-		return p, nil
+		return &p, "", nil
 	}
-	if why == "" {
-		p, whyNot, err := l.readSOCI(ctx, j, n, blob)
-		if err != nil {
-			return prepared{}, err
-		}
-		if p != nil {
-			return *p, nil
-		}
-		why = whyNot
-	}
-	return l.download(ctx, j, n, blob, why)
+	return nil, why, nil
 }
 
 // download streams a layer once: its device is filled and its table of contents

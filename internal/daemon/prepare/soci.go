@@ -35,8 +35,9 @@ type Ztoc struct {
 
 // Indices are where an image's zTOCs come from.
 type Indices struct {
-	// Find is the zTOC of a layer, nil where it has none.
-	Find func(ctx context.Context, l oci.Layer) (*Ztoc, error)
+	// Find is the zTOC of a layer, nil where it has none: of the version, or the best
+	// where that is 0.
+	Find func(ctx context.Context, l oci.Layer, version int) (*Ztoc, error)
 	// Open opens it.
 	Open func(ctx context.Context, z Ztoc) (source.Blob, error)
 }
@@ -62,10 +63,10 @@ func sociLayer(img *oci.Image, l oci.Layer, z *Ztoc) Layer {
 // can be used, and why.
 func (l *Library) readSOCI(ctx context.Context, j *Job, n int, blob source.Blob) (p *prepared, why string, err error) {
 	from := j.Image.Layers[n]
-	if j.Indices.Find == nil || source.IsSequential(blob) {
+	if source.IsSequential(blob) {
 		return nil, "", nil
 	}
-	z, err := j.Indices.Find(ctx, from)
+	z, err := j.zTOC(ctx, from)
 	if err != nil || z == nil {
 		return nil, "", err
 	}
@@ -93,7 +94,7 @@ func (l *Library) readZtoc(ctx context.Context, j *Job, n int, z *Ztoc) (p *prep
 	if read.Spans.Codec != toc.Gzip {
 		return nil, fmt.Errorf("zTOC of a layer that is %s: %w", read.Spans.Codec, toc.ErrNotFormat)
 	}
-	t, err := read.TOC()
+	t, headers, err := read.Contents()
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +102,7 @@ func (l *Library) readZtoc(ctx context.Context, j *Job, n int, z *Ztoc) (p *prep
 	p.Size = t.DeviceSize()
 	j.keeping.Go(func() error {
 		// Where a crash leaves a table of contents, the spans are there.
-		if err := replace(l.spansPath(p.Device), read.Spans.Encode); err != nil {
+		if err := replace(l.spansPath(p.Device), read.Spans.With(headers).Encode); err != nil {
 			return err
 		}
 		return l.saveTOC(*p)
@@ -151,7 +152,11 @@ func (l *Library) decoded(layer Layer, t *toc.TOC, blob source.Blob, ztoc func()
 		return nil, nil, errors.Join(err, blob.Close(), remote.Close())
 	}
 	decoded := spans.New(blob, x, l.spans)
-	d, err := device.NewDecoded(decoded, t)
+	headers := s.Headers
+	if headers == nil {
+		headers = new(soci.Headers)
+	}
+	d, err := device.NewDecoded(decoded, t, headers)
 	if err != nil {
 		return nil, nil, errors.Join(err, decoded.Close())
 	}
@@ -171,10 +176,14 @@ type index struct {
 	turn chan struct{} // has room for who settles
 
 	mu      sync.Mutex
-	kept    source.Blob // the zTOC's file; nil: not known to be there
-	settled bool        // what is kept has its digest
-	bad     error       // what was read is not the zTOC
+	kept    source.Blob           // the zTOC's file; nil: not known to be there
+	settled bool                  // what is kept has its digest
+	bad     error                 // what was read is not the zTOC
+	waiting map[*waiting]struct{} // those who wait until it is settled
 }
+
+// waiting is somebody who waits with a deadline that runs from the last progress.
+type waiting struct{ ctx context.Context }
 
 // Size implements spans.Index.
 func (x *index) Size() int64 { return x.Spans().Uncompressed }
@@ -244,6 +253,7 @@ func (x *index) settle(ctx context.Context) error {
 	if done, err := x.state(); done || err != nil {
 		return err
 	}
+	defer x.wait(ctx)()
 	select {
 	case x.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -262,6 +272,41 @@ func (x *index) settle(ctx context.Context) error {
 	}
 	x.settled = err == nil
 	return err
+}
+
+// wait has ctx told of progress until the function that it returns is called.
+func (x *index) wait(ctx context.Context) (leave func()) {
+	w := &waiting{ctx}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.waiting == nil {
+		x.waiting = make(map[*waiting]struct{})
+	}
+	x.waiting[w] = struct{}{}
+	return func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		delete(x.waiting, w)
+	}
+}
+
+// telling tells those who wait that bytes have come, as ondemand.Progress wants it: not
+// before they are a block.
+type telling struct {
+	*index
+	untold int
+}
+
+func (t *telling) Write(p []byte) (int, error) {
+	if t.untold += len(p); t.untold >= ondemand.BlockSize {
+		t.untold = 0
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for w := range t.waiting {
+			ondemand.Progress(w.ctx)
+		}
+	}
+	return len(p), nil
 }
 
 // verifyKept keeps the zTOC and verifies it. What was kept before and is damaged is
@@ -304,7 +349,7 @@ func (x *index) keep(ctx context.Context) (fetched bool, err error) {
 		}
 		defer func() { err = errors.Join(err, body.Close()) }()
 		sum := sha256.New()
-		if _, err := io.Copy(io.MultiWriter(w, sum), body); err != nil {
+		if _, err := io.Copy(io.MultiWriter(w, sum, &telling{index: x}), body); err != nil {
 			return err
 		}
 		if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != x.digest.String() {

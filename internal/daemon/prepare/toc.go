@@ -149,6 +149,17 @@ func (z *lazy) Align(off, n int64) (int64, int64) {
 	return source.Align(d, off, n)
 }
 
+// Part implements source.Parted.
+func (z *lazy) Part(off int64) (from, n int64) {
+	z.mu.Lock()
+	opened := z.opened
+	z.mu.Unlock()
+	if opened == nil {
+		return 0, z.size
+	}
+	return source.Part(opened, off)
+}
+
 // Close implements source.Blob.
 func (z *lazy) Close() error {
 	z.mu.Lock()

@@ -2,12 +2,8 @@ package device
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"github.com/lacunafs/lacuna/internal/source"
@@ -15,43 +11,56 @@ import (
 )
 
 // place is a range of a file: where it lies in the device, and in the decoded bytes.
-type place struct{ off, len, at int64 }
+type place struct {
+	off, len, at int64
+	file         int // counts those that have a place
+}
 
 func (p *place) end() int64 { return p.off + p.len }
 
 // Decoded is the device of a layer that is one compressed range and can be decoded
 // anywhere. What is read of it is verified before it gets here, so no more is held
-// than what is asked for, and chunks may have any length.
+// than what is asked for, and chunks may have any length. That the bytes of a file are
+// its own is known by its header: no byte is returned of a file whose header was not
+// found right before its data.
 type Decoded struct {
-	layer  source.Blob // its decoded bytes
-	size   int64
-	places []place // by off, and by at
-	closed atomic.Bool
+	layer   source.Blob // its decoded bytes
+	size    int64
+	places  []place // by off, by at, and by file
+	headers *headers
+	closed  atomic.Bool
 }
 
 var (
 	_ source.Aligned = (*Decoded)(nil)
+	_ source.Parted  = (*Decoded)(nil)
 	_ source.Readied = (*Decoded)(nil)
 )
 
 // NewDecoded makes the device of the layer that t is the valid table of contents
-// of; layer is its decoded bytes, which it owns.
-func NewDecoded(layer source.Blob, t *toc.TOC) (*Decoded, error) {
-	d := &Decoded{layer: layer, size: t.DeviceSize()}
+// of, whose headers h knows; layer is its decoded bytes, which it owns.
+func NewDecoded(layer source.Blob, t *toc.TOC, h Headers) (*Decoded, error) {
+	d := &Decoded{layer: layer, size: t.DeviceSize(), headers: newHeaders(h)}
 	places := t.Places()
-	end := int64(0)
+	end, file := int64(0), -1
 	for i := range t.Entries {
 		e := &t.Entries[i]
 		if !e.HoldsPlace() {
 			continue
+		}
+		if file++; file >= h.Len() || len(e.Chunks) > 0 && h.Before(file) > e.Chunks[0].Inner-end {
+			return nil, fmt.Errorf("make device: %q, file %d of %d: its header lies in what is before: %w", e.Name, file+1, h.Len(), toc.ErrInvalid)
 		}
 		for _, c := range e.Chunks {
 			if c.BlobOff != 0 || c.BlobLen != t.BlobSize || c.Inner < end || c.Inner > layer.Size()-c.Len {
 				return nil, fmt.Errorf("make device: %q: %d bytes at %d of %d, behind those at %d: %w", e.Name, c.Len, c.Inner, layer.Size(), end, toc.ErrInvalid)
 			}
 			end = c.Inner + c.Len
-			d.places = append(d.places, place{off: places[i] + c.Off, len: c.Len, at: c.Inner})
+			d.places = append(d.places, place{off: places[i] + c.Off, len: c.Len, at: c.Inner, file: file})
 		}
+	}
+	if file+1 != h.Len() {
+		return nil, fmt.Errorf("make device: headers of %d files, and %d files: %w", h.Len(), file+1, toc.ErrInvalid)
 	}
 	return d, nil
 }
@@ -144,136 +153,3 @@ func (d *Decoded) Align(off, n int64) (int64, int64) {
 }
 
 func roundUp(off int64) int64 { return (off + toc.BlockSize - 1) &^ (toc.BlockSize - 1) }
-
-// ReadRange implements source.Blob. It makes one request to the layer where the
-// files of the range lie together there, as those of a tar do.
-func (d *Decoded) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if off < 0 || n <= 0 || off > d.size-n {
-		return nil, fmt.Errorf("read [%d,+%d) of a device of %d bytes: %w", off, n, d.size, source.ErrRange)
-	}
-	if d.closed.Load() {
-		return nil, fmt.Errorf("read device: %w", os.ErrClosed)
-	}
-	r := &decodedReader{ctx: ctx, d: d, off: off, end: off + n, next: d.find(off)}
-	// The request is made here, so that its failure is ReadRange's.
-	if r.next < len(d.places) && d.places[r.next].off <= off {
-		if err := r.request(); err != nil {
-			return nil, errors.Join(err, r.Close())
-		}
-	}
-	return source.Exact(ctx, r, n), nil
-}
-
-// decodedReader reads a range of a Decoded. Read and Close may be called at once.
-type decodedReader struct {
-	ctx      context.Context
-	d        *Decoded
-	off, end int64 // in the device, still to come
-	next     int   // the place at off, or the next one
-	at, to   int64 // what of the layer body has still to give
-
-	mu     sync.Mutex
-	body   io.ReadCloser
-	closed bool
-}
-
-// Read implements io.Reader.
-func (r *decodedReader) Read(p []byte) (int, error) {
-	if r.off == r.end {
-		return 0, io.EOF
-	}
-	p = p[:min(int64(len(p)), r.end-r.off)]
-	zeros := r.end
-	if r.next < len(r.d.places) {
-		zeros = min(zeros, r.d.places[r.next].off)
-	}
-	if r.off < zeros {
-		n := min(int64(len(p)), zeros-r.off)
-		clear(p[:n])
-		r.off += n
-		return int(n), nil
-	}
-	n, err := r.read(p)
-	if r.off += int64(n); r.off == r.d.places[r.next].end() {
-		r.next++
-	}
-	if err != nil {
-		return n, fmt.Errorf("read device at %d: %w", r.off, err)
-	}
-	return n, nil
-}
-
-// read reads of the place at off.
-func (r *decodedReader) read(p []byte) (int, error) {
-	place := &r.d.places[r.next]
-	want := place.at + r.off - place.off
-	if r.body == nil || want < r.at || want >= r.to || want-r.at > maxSkip {
-		if err := r.request(); err != nil {
-			return 0, err
-		}
-	}
-	skipped, err := io.CopyN(io.Discard, r.body, want-r.at)
-	r.at += skipped
-	if err != nil {
-		return 0, early(err)
-	}
-	n, err := r.body.Read(p[:min(int64(len(p)), place.end()-r.off)])
-	r.at += int64(n)
-	if n > 0 && errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return n, early(err)
-}
-
-// maxSkip is how much that is not of the device is read rather than asked around.
-const maxSkip = 1 << 20
-
-// early is the error of a body that ends before what it was asked for.
-func early(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// request asks the layer for all that the rest of the range needs.
-func (r *decodedReader) request() error {
-	r.mu.Lock()
-	body, closed := r.body, r.closed
-	r.body = nil
-	r.mu.Unlock()
-	if body != nil {
-		if err := body.Close(); err != nil {
-			return err
-		}
-	}
-	if closed {
-		return errClosed
-	}
-	from, to := r.d.within(r.off, r.end)
-	body, err := r.d.layer.ReadRange(r.ctx, from, to-from)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return errors.Join(errClosed, body.Close())
-	}
-	r.body, r.at, r.to = body, from, to
-	return nil
-}
-
-// Close implements io.Closer. A Read that waits for the layer ends with an error.
-func (r *decodedReader) Close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil
-	}
-	r.closed = true
-	if r.body == nil {
-		return nil
-	}
-	return r.body.Close()
-}

@@ -42,6 +42,31 @@ func (s *spanned) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, e
 	return s.Blob.ReadRange(ctx, off, n)
 }
 
+// marked are headers of blocks that each have the file's number and nothing else.
+type marked struct {
+	n    int
+	lies map[int]bool // what lies there is another's
+}
+
+func (m *marked) add() []byte {
+	m.n++
+	return m.header(m.n - 1)
+}
+
+func (m *marked) header(file int) []byte {
+	return bytes.Repeat([]byte{0x80 | byte(file)}, int(m.Before(file)))
+}
+
+func (m *marked) Len() int              { return m.n }
+func (m *marked) Before(file int) int64 { return 512 * int64(1+file/2%3) }
+
+func (m *marked) Check(file int, header []byte) error {
+	if m.lies[file] || !bytes.Equal(header, m.header(file)) {
+		return fmt.Errorf("file %d: %w", file, toc.ErrInvalid)
+	}
+	return nil
+}
+
 // newDecoded makes a layer of files with headers between them, each in pieces of
 // at most chunk bytes, and what its device is.
 func newDecoded(t testing.TB, chunk, span int64, files ...[]byte) (d *Decoded, layer *spanned, device []byte) {
@@ -49,8 +74,11 @@ func newDecoded(t testing.TB, chunk, span int64, files ...[]byte) (d *Decoded, l
 	const packed = 1000 // compressed, whatever is in it
 	b := toc.NewBuilder(packed)
 	var data []byte
+	heads := new(marked)
 	for n, content := range files {
-		data = append(data, bytes.Repeat([]byte{0xff}, 512)...)
+		if len(content) > 0 {
+			data = append(data, heads.add()...)
+		}
 		i, err := b.Add(toc.Entry{Name: fmt.Sprintf("file%03d", n), Type: toc.Regular, Size: int64(len(content))})
 		if err != nil {
 			t.Fatal(err)
@@ -71,7 +99,7 @@ func newDecoded(t testing.TB, chunk, span int64, files ...[]byte) (d *Decoded, l
 		t.Fatal(err)
 	}
 	layer = &spanned{Blob: mem.New(data), span: span}
-	if d, err = NewDecoded(layer, table); err != nil {
+	if d, err = NewDecoded(layer, table, heads); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -152,11 +180,31 @@ func TestDecodedLies(t *testing.T) {
 		"another range":    {apart},
 	} {
 		layer := mem.New(make([]byte, 1000))
-		if _, err := NewDecoded(layer, &toc.TOC{Entries: entries, BlobSize: 100}); !errors.Is(err, toc.ErrInvalid) {
+		if _, err := NewDecoded(layer, &toc.TOC{Entries: entries, BlobSize: 100}, none(len(entries))); !errors.Is(err, toc.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	layer, entries := mem.New(make([]byte, 5000)), []toc.Entry{entry(512, 10), entry(2048, 10)}
+	for name, h := range map[string]Headers{
+		"too few headers": none(1), "too many headers": none(3), "header in what is before": over{2},
+	} {
+		if _, err := NewDecoded(layer, &toc.TOC{Entries: entries, BlobSize: 100}, h); !errors.Is(err, toc.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
+
+// none are headers of no length.
+type none int
+
+func (n none) Len() int                { return int(n) }
+func (n none) Before(int) int64        { return 0 }
+func (n none) Check(int, []byte) error { return nil }
+
+// over are headers that overlap the file before.
+type over struct{ none }
+
+func (o over) Before(int) int64 { return 2048 }
 
 func TestDecodedConformance(t *testing.T) {
 	sourcetest.Run(t, func(t *testing.T, data []byte) source.Blob {

@@ -43,43 +43,54 @@ func entryType(name string) toc.Type {
 // its start, and Reader.Covering how to begin there. toc.ErrNotFormat: the layer
 // holds what a zTOC cannot say, and has to be scanned.
 func (z *Ztoc) TOC() (*toc.TOC, error) {
+	t, _, err := z.Contents()
+	return t, err
+}
+
+// Contents are TOC, and the headers of the files in it that have a place in the device.
+func (z *Ztoc) Contents() (*toc.TOC, *Headers, error) {
 	b := toc.NewBuilder(z.Spans.BlobSize)
 	b.Grow(len(z.Files))
+	headers := new(Headers)
 	var end int64
 	for i := range z.Files {
 		f := &z.Files[i]
-		e, err := f.entry()
-		if err != nil {
-			return nil, fmt.Errorf("zTOC: %.200q: %w", f.Name, err)
+		if err := z.add(b, headers, f, end); err != nil {
+			return nil, nil, fmt.Errorf("zTOC: %.200q: %w", f.Name, err)
 		}
-		data := int64(0)
-		if e.Type == toc.Regular {
-			data = f.Size
-		}
-		// A header lies before the data, after the padding of the file before.
-		if f.Off%blockSize != 0 || f.Off-blockSize < end || data < 0 || f.Off > z.Spans.Uncompressed-data {
-			return nil, fmt.Errorf("zTOC: %.200q: its data lie at [%d,+%d), after %d and in %d bytes: %w",
-				f.Name, f.Off, data, end, z.Spans.Uncompressed, toc.ErrInvalid)
-		}
-		end = f.Off + (data+blockSize-1)&^(blockSize-1)
-		at, err := b.Add(e)
-		if err != nil {
-			return nil, fmt.Errorf("zTOC: %w", err)
-		}
-		if at < 0 || !b.Entry(at).HoldsPlace() {
-			continue
-		}
-		for off := int64(0); off < data; off += chunkSize {
-			if err := b.AddChunk(at, z.chunk(f.Off, off, min(data-off, chunkSize))); err != nil {
-				return nil, fmt.Errorf("zTOC: %.200q: %w", f.Name, err)
-			}
-		}
+		end = f.end()
 	}
 	t, err := b.Finish()
 	if err != nil {
-		return nil, fmt.Errorf("zTOC: %w", err)
+		return nil, nil, fmt.Errorf("zTOC: %w", err)
 	}
-	return t, nil
+	return t, headers, nil
+}
+
+// add adds f, whose header lies behind end.
+func (z *Ztoc) add(b *toc.Builder, headers *Headers, f *File, end int64) error {
+	e, err := f.entry()
+	if err != nil {
+		return err
+	}
+	data := f.dataSize()
+	// A header lies before the data, after the padding of the file before.
+	if f.Off%blockSize != 0 || f.Off-blockSize < end || data < 0 || f.Off > z.Spans.Uncompressed-data {
+		return invalid("its data lie at [%d,+%d), after %d and in %d bytes", f.Off, data, end, z.Spans.Uncompressed)
+	}
+	at, err := b.Add(e)
+	if err != nil || at < 0 || !b.Entry(at).HoldsPlace() {
+		return err
+	}
+	if err := headers.add(f, end); err != nil {
+		return err
+	}
+	for off := int64(0); off < data; off += chunkSize {
+		if err := b.AddChunk(at, z.chunk(f.Off, off, min(data-off, chunkSize))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // chunk is [off, off+n) of the file whose data begins at data.

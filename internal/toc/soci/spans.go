@@ -41,6 +41,9 @@ type Spans struct {
 	// that one begins after a gzip header without options.
 	At           int64
 	FirstLeftOut bool
+	// Headers are those of the layer's files, as Ztoc.Contents has them; nil: it has no
+	// data, or With was not told.
+	Headers *Headers
 
 	kept    [][2]int64 // ranges of the zTOC that the metadata were read from
 	keptSum [sha256.Size]byte
@@ -50,6 +53,13 @@ type Spans struct {
 
 // Count is how many spans there are.
 func (s *Spans) Count() int { return len(s.Digests) }
+
+// With is s with the headers of the layer's files.
+func (s *Spans) With(h *Headers) *Spans {
+	with := *s
+	with.Headers = h
+	return &with
+}
 
 // Verified tells whether all that is here was verified by the zTOC's digest, and
 // all that will be read of its checkpoints is.
@@ -124,7 +134,7 @@ func checkPair(i int, c zran.Checkpoint, j int, d zran.Checkpoint) error {
 // kept is encoded as: magic, version, then numbers as below, digests, a checksum.
 const (
 	spansMagic   = "LACUNA-SPANS"
-	spansVersion = 1
+	spansVersion = 2
 )
 
 // spansHead is all of Spans that has a fixed size.
@@ -135,7 +145,7 @@ type spansHead struct {
 	Codec                                          toc.Codec
 	FirstLeftOut, Verified                         bool
 	KeptSum                                        [sha256.Size]byte
-	Kept, Count                                    uint32
+	Kept, Count, Headers                           uint32
 }
 
 // Encode writes s for Decode, in one form.
@@ -146,8 +156,13 @@ func (s *Spans) Encode(w io.Writer) error {
 		Kept: uint32(len(s.kept)), Count: uint32(len(s.Digests)),
 	}
 	copy(head.Magic[:], spansMagic)
+	headers := s.Headers
+	if headers == nil {
+		headers = new(Headers)
+	}
+	head.Headers = uint32(headers.Len())
 	var b bytes.Buffer
-	for _, part := range []any{head, s.kept, s.Digests, s.sums} {
+	for _, part := range []any{head, s.kept, s.Digests, s.sums, headers.blocks, headers.sums} {
 		if err := binary.Write(&b, binary.LittleEndian, part); err != nil {
 			return fmt.Errorf("encode spans: %w", err)
 		}
@@ -160,7 +175,7 @@ func (s *Spans) Encode(w io.Writer) error {
 }
 
 // maxEncoded is more than the largest Spans take.
-const maxEncoded = 1<<20 + MaxSpans*2*sha256.Size
+const maxEncoded = 1<<20 + MaxSpans*2*sha256.Size + toc.MaxEntries*(2+headerSum)
 
 // DecodeSpans reads what Encode wrote, to the end of r. Anything else is
 // toc.ErrInvalid.
@@ -194,7 +209,8 @@ func decodeSpans(data []byte) (*Spans, error) {
 	if h.Verified {
 		each *= 2
 	}
-	if h.Kept > 2 || h.Count == 0 || h.Count > MaxSpans || int64(len(body)-n) != int64(h.Kept)*16+int64(h.Count)*each {
+	if h.Kept > 2 || h.Count == 0 || h.Count > MaxSpans || h.Headers > toc.MaxEntries ||
+		int64(len(body)-n) != int64(h.Kept)*16+int64(h.Count)*each+int64(h.Headers)*(2+headerSum) {
 		return nil, invalid("%d spans in %d bytes", h.Count, len(body))
 	}
 	s := &Spans{
@@ -206,6 +222,10 @@ func decodeSpans(data []byte) (*Spans, error) {
 	if h.Verified {
 		s.sums = make([][sha256.Size]byte, h.Count)
 		parts = append(parts, s.sums)
+	}
+	if h.Headers > 0 {
+		s.Headers = &Headers{make([]uint16, h.Headers), make([]byte, h.Headers*headerSum)}
+		parts = append(parts, s.Headers.blocks, s.Headers.sums)
 	}
 	for _, part := range parts {
 		m, err := binary.Decode(body[n:], binary.LittleEndian, part)

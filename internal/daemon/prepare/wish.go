@@ -1,0 +1,205 @@
+package prepare
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/oci"
+	"github.com/lacunafs/lacuna/internal/toc"
+)
+
+// Wish is how layers are to be read, in place of the best way that each has. Empty:
+// there is none.
+type Wish string
+
+// The wishes. Of an image with a SOCI index the layers that it does not list, which are
+// small, are scanned, whatever is wished.
+const (
+	WishEStargz     Wish = "estargz"
+	WishZstdChunked Wish = "zstdchunked"
+	WishSOCI        Wish = "soci" // of either version
+	WishSOCI2       Wish = "soci-v2"
+	WishSOCI1       Wish = "soci-v1"
+	WishScanned     Wish = "scanned"
+)
+
+// ErrWish: what is said to be a wish is none.
+var ErrWish = errors.New("no such format")
+
+// formats are those that a wish is content with, the best first.
+func (w Wish) formats() ([]Format, error) {
+	switch w {
+	case "":
+		return []Format{ZstdChunked, EStargz, SOCI2, SOCI1, Scanned}, nil
+	case WishEStargz:
+		return []Format{EStargz}, nil
+	case WishZstdChunked:
+		return []Format{ZstdChunked}, nil
+	case WishSOCI:
+		return []Format{SOCI2, SOCI1}, nil
+	case WishSOCI2:
+		return []Format{SOCI2}, nil
+	case WishSOCI1:
+		return []Format{SOCI1}, nil
+	case WishScanned:
+		return []Format{Scanned}, nil
+	}
+	return nil, fmt.Errorf("%w: %.40q", ErrWish, string(w))
+}
+
+// allows tells whether a layer may be read as f.
+func (w Wish) allows(f Format) bool {
+	list, err := w.formats()
+	return err == nil && slices.Contains(list, f)
+}
+
+// isSOCI tells whether only layers with a zTOC are wished for.
+func (w Wish) isSOCI() bool { return w == WishSOCI || w == WishSOCI1 || w == WishSOCI2 }
+
+// fulfils tells whether the plan is as it is wished.
+func (p *Plan) fulfils(w Wish) bool {
+	found := false
+	for _, l := range p.Layers {
+		switch {
+		case w.allows(l.Format):
+			found = true
+		case !w.isSOCI() || l.Format != Scanned:
+			return false
+		}
+	}
+	return found || w == "" || len(p.Layers) == 0 && !w.isSOCI()
+}
+
+// WishError is that an image's layers cannot be read as it was wished.
+type WishError struct {
+	Wish Wish
+	// Layer that cannot, from 1 on, of Of; 0: none of them can.
+	Layer, Of int
+	// Why it cannot although it is said to; empty where it is not.
+	Why string
+	// Has are the formats of each layer.
+	Has []string
+}
+
+// Error says what the layers have.
+func (e *WishError) Error() string {
+	text := "no layer has it"
+	if e.Layer > 0 {
+		text = fmt.Sprintf("layer %d of %d has not", e.Layer, e.Of)
+	}
+	if e.Why != "" {
+		text += ": " + e.Why
+	}
+	return fmt.Sprintf("format %s is asked for, and %s; the layers have: %s", e.Wish, text, strings.Join(e.Has, "; "))
+}
+
+// refuse is the WishError of layer n; -1: of all.
+func (l *Library) refuse(ctx context.Context, j *Job, n int, why string) error {
+	e := &WishError{Wish: j.Asked.Format, Layer: n + 1, Of: len(j.Image.Layers), Why: why}
+	before, same := "", 0
+	tell := func(to int) {
+		if before != "" {
+			e.Has = append(e.Has, fmt.Sprintf("%s %s", numbers(to-same, to), before))
+		}
+	}
+	for n := range j.Image.Layers {
+		has, err := l.has(ctx, j, n)
+		if err != nil {
+			return errors.Join(e, err)
+		}
+		if has != before {
+			tell(n)
+			before, same = has, 0
+		}
+		same++
+	}
+	tell(len(j.Image.Layers))
+	return e
+}
+
+// numbers names the layers (from, to].
+func numbers(from, to int) string {
+	if to-from == 1 {
+		return fmt.Sprintf("%d", to)
+	}
+	return fmt.Sprintf("%d to %d", from+1, to)
+}
+
+// has is what layer n can be read as, in words.
+func (l *Library) has(ctx context.Context, j *Job, n int) (string, error) {
+	from := j.Image.Layers[n]
+	blob, err := j.Blob(ctx, from)
+	if err != nil {
+		return "", err
+	}
+	var list []string
+	layer := &toc.Layer{Blob: blob, Annotations: from.Annotations}
+	for _, r := range readers() {
+		if !source.IsSequential(blob) {
+			if _, err := r.read(ctx, layer); err == nil {
+				list = append(list, string(r.format))
+			}
+		}
+	}
+	for _, version := range []int{2, 1} {
+		if j.Indices.Find == nil {
+			break
+		}
+		z, err := j.Indices.Find(ctx, from, version)
+		if err != nil {
+			return "", errors.Join(err, blob.Close())
+		}
+		if z != nil {
+			list = append(list, string(z.format()))
+		}
+	}
+	if len(list) == 0 {
+		list = append(list, "no index")
+	}
+	return strings.Join(list, ", "), blob.Close()
+}
+
+// zTOC finds that of a layer, of the version that is wished for.
+func (j *Job) zTOC(ctx context.Context, from oci.Layer) (*Ztoc, error) {
+	if j.Indices.Find == nil {
+		return nil, nil
+	}
+	version := 0
+	switch j.Asked.Format {
+	case WishSOCI1:
+		version = 1
+	case WishSOCI2:
+		version = 2
+	}
+	return j.Indices.Find(ctx, from, version)
+}
+
+// listed finds out which layers have a zTOC, if only such are wished for: the others
+// are scanned, unless they all are.
+func (l *Library) listed(ctx context.Context, j *Job) error {
+	if _, err := j.Asked.Format.formats(); err != nil || !j.Asked.Format.isSOCI() {
+		return err
+	}
+	j.ztocs = make([]*Ztoc, len(j.Image.Layers))
+	found := false
+	for n, from := range j.Image.Layers {
+		z, err := j.zTOC(ctx, from)
+		if err != nil {
+			return err
+		}
+		j.ztocs[n], found = z, found || z != nil
+	}
+	if !found {
+		return l.refuse(ctx, j, -1, "")
+	}
+	return nil
+}
+
+// allows tells whether layer n may be read as f.
+func (j *Job) allows(n int, f Format) bool {
+	return j.Asked.Format.allows(f) || f == Scanned && j.Asked.Format.isSOCI() && j.ztocs[n] == nil
+}
