@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -45,12 +46,17 @@ func (i *Instance) hydrate(ctx context.Context, path string, progress func(contr
 	return object, nil
 }
 
-// hydrateMount fetches the devices one after the other, each by several requests. One
-// that cannot be had does not keep it from the others.
+// hydrateAtOnce is how many devices of a mount are fetched at a time: decoding them is
+// work for several cores.
+const hydrateAtOnce = 4
+
+// hydrateMount fetches all devices. One that cannot be had does not keep it from the
+// others.
 func (i *Instance) hydrateMount(ctx context.Context, m *mountedImage, progress func(control.Progress)) error {
 	i.mu.Lock()
 	devices := append([]*servedObject(nil), m.devices...)
 	i.mu.Unlock()
+	var mu sync.Mutex        // of what follows
 	var all control.Progress // with what is present of each device as it was seen last
 	seen := make([]int64, len(devices))
 	for n, o := range devices {
@@ -58,26 +64,37 @@ func (i *Instance) hydrateMount(ctx context.Context, m *mountedImage, progress f
 		all.Present += seen[n]
 		all.Total += o.cached.Size()
 	}
-	var errs []error
-	var lost filesError
+	errs := make([]error, len(devices))
+	tasks := new(errgroup.Group)
+	tasks.SetLimit(hydrateAtOnce)
 	for n, o := range devices {
 		var parts []fileset.Part
 		if m.files != nil {
 			parts = m.files.plan.Devices[n].Parts
 		}
-		err := i.hydrateObject(ctx, o, parts, func(present, _ int64) {
-			all.Present += present - seen[n]
-			seen[n] = present
-			progress(all)
-		})
-		if ctx.Err() != nil {
+		tasks.Go(func() error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			errs[n] = i.hydrateObject(ctx, o, parts, func(present, _ int64) {
+				mu.Lock()
+				defer mu.Unlock()
+				all.Present += present - seen[n]
+				seen[n] = present
+				progress(all)
+			})
 			return ctx.Err()
-		}
+		})
+	}
+	if err := tasks.Wait(); err != nil {
+		return err
+	}
+	var lost filesError
+	for n, err := range errs {
 		var files *filesError
 		if errors.As(err, &files) {
 			lost.failed = append(lost.failed, files.failed...)
-		} else {
-			errs = append(errs, err)
+			errs[n] = nil
 		}
 	}
 	if len(lost.failed) > 0 {
@@ -93,7 +110,11 @@ func (i *Instance) hydrateMount(ctx context.Context, m *mountedImage, progress f
 // hydrateObject fetches all of an object, durably. parts are those of a device of files.
 func (i *Instance) hydrateObject(ctx context.Context, o *servedObject, parts []fileset.Part, progress func(present, total int64)) error {
 	id := o.cached.ID()
-	err := i.fetcher.Hydrate(ctx, id, progress)
+	hydrate := i.fetcher.Hydrate
+	if o.layer != nil && o.layer.index != nil {
+		hydrate = i.fetcher.HydrateOnward // each span once
+	}
+	err := hydrate(ctx, id, progress)
 	if o.set != nil && ctx.Err() == nil {
 		err = i.hydrateParts(ctx, o, parts, err)
 		progress(o.cached.Present(), o.cached.Size())

@@ -22,14 +22,27 @@ const (
 // when it fails or ctx ends, and a later call goes on from there. progress, if
 // not nil, is called from time to time and at the end, never concurrently.
 func (f *Fetcher) Hydrate(ctx context.Context, id ondemand.ObjectID, progress func(present, total int64)) error {
+	return f.hydrate(ctx, id, false, progress)
+}
+
+// HydrateOnward is Hydrate by one request after the other, each for all that is missing
+// in a row: of a blob that is read to no purpose before a request's first byte and behind
+// its last one, as a layer is that can only be decoded by spans.
+func (f *Fetcher) HydrateOnward(ctx context.Context, id ondemand.ObjectID, progress func(present, total int64)) error {
+	return f.hydrate(ctx, id, true, progress)
+}
+
+func (f *Fetcher) hydrate(ctx context.Context, id ondemand.ObjectID, onward bool, progress func(present, total int64)) error {
 	o, err := f.object(id)
 	if err != nil {
 		return fmt.Errorf("hydrate %s: %w", id.Short(), err)
 	}
-	return o.hydrate(ctx, progress)
+	h := &hydration{object: o, onward: onward}
+	return h.run(ctx, progress)
 }
 
-func (o *Object) hydrate(ctx context.Context, progress func(present, total int64)) error {
+func (h *hydration) run(ctx context.Context, progress func(present, total int64)) error {
+	o := h.object
 	if !o.enter() {
 		return ondemand.ErrDetached
 	}
@@ -39,10 +52,10 @@ func (o *Object) hydrate(ctx context.Context, progress func(present, total int64
 	defer cancel()
 	defer context.AfterFunc(o.ctx, cancel)()
 	if progress == nil {
-		return o.hydrateAll(ctx)
+		return h.all(ctx)
 	}
 	done := make(chan error, 1)
-	go func() { done <- o.hydrateAll(ctx) }()
+	go func() { done <- h.all(ctx) }()
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	for {
@@ -56,16 +69,20 @@ func (o *Object) hydrate(ctx context.Context, progress func(present, total int64
 	}
 }
 
-func (o *Object) hydrateAll(ctx context.Context) (err error) {
+func (h *hydration) all(ctx context.Context) (err error) {
+	o := h.object
 	defer func() {
 		if err != nil && o.ctx.Err() != nil {
 			err = ondemand.ErrDetached
 		}
 	}()
 	if !o.ordered {
-		h := &hydration{object: o}
+		streams := hydrateStreams
+		if h.onward {
+			streams = 1
+		}
 		g, gctx := errgroup.WithContext(ctx)
-		for range hydrateStreams {
+		for range streams {
 			g.Go(func() error { return h.work(gctx) })
 		}
 		if err := g.Wait(); err != nil {
@@ -116,6 +133,7 @@ func (o *Object) missingFrom(off, end int64) ondemand.Range {
 // hydration is one run of Hydrate.
 type hydration struct {
 	object *Object
+	onward bool  // by one request at a time, as large as may be
 	next   int64 // behind what was begun; guarded by Object.mu
 }
 
@@ -169,7 +187,7 @@ func (h *hydration) request(ctx context.Context) (more bool, err error) {
 func (h *hydration) takeLocked() ondemand.Range {
 	o := h.object
 	for {
-		r := o.missingFrom(h.next, o.Size())
+		r := h.missing()
 		if r.Empty() {
 			return r
 		}
@@ -185,6 +203,20 @@ func (h *hydration) takeLocked() ondemand.Range {
 			return rest[0]
 		}
 	}
+}
+
+// missing is what is missing behind what was begun: a chunk of it, or all in a row.
+func (h *hydration) missing() ondemand.Range {
+	o := h.object
+	r := o.missingFrom(h.next, o.Size())
+	for h.onward && !r.Empty() && r.End() < o.Size() {
+		more := o.cache.Missing(ondemand.Range{Off: r.End(), Len: min(hydrateChunk, o.Size()-r.End())})
+		if len(more) == 0 || more[0].Off != r.End() {
+			break
+		}
+		r.Len += more[0].Len
+	}
+	return r
 }
 
 // awaitHydrated returns when w's range is there, or s ended.
