@@ -94,6 +94,8 @@ $(BIN)/golangci-lint: tools/go.mod tools/go.sum
 soci: ## the programs of tools/soci, which tests compare with
 	@mkdir -p $(BIN)
 	cd tools/soci && CGO_ENABLED=1 GOFLAGS= GOWORK=off $(GO) build -buildvcs=false -o ../../$(BIN)/soci-files .
+	cd tools/soci && CGO_ENABLED=1 GOFLAGS= GOWORK=off $(GO) build -buildvcs=false -o ../../$(BIN)/soci-client ./client
+	cd tools/soci && CGO_ENABLED=0 GOFLAGS= GOWORK=off $(GO) build -buildvcs=false -o ../../$(BIN)/containerd ./containerd
 	cd tools/soci && CGO_ENABLED=1 GOFLAGS= GOWORK=off $(GO) build -buildvcs=false -o ../../$(BIN)/soci github.com/awslabs/soci-snapshotter/cmd/soci
 
 $(BIN)/testcount: $(wildcard scripts/testcount/*.go)
