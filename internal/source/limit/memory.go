@@ -1,0 +1,78 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// Memory bounds the bytes that readers hold decoded, however many there are at once.
+type Memory struct{ bytes *semaphore.Weighted }
+
+// NewMemory makes a memory of n bytes of which none is held.
+func NewMemory(n int64) *Memory { return &Memory{semaphore.NewWeighted(n)} }
+
+// Hold makes what one reader holds of it: nothing yet.
+func (m *Memory) Hold(ctx context.Context) *Held {
+	h := &Held{memory: m, ctx: ctx}
+	h.wait, h.stop = context.WithCancel(ctx)
+	return h
+}
+
+// Held is what one reader holds of a Memory. Take and Drop are for one goroutine;
+// Close may be called at any time. So that nobody waits for himself, a reader holds
+// nothing while it waits for what others need memory to give back.
+type Held struct {
+	memory *Memory
+	ctx    context.Context
+	wait   context.Context // ends with ctx and with Close
+	stop   context.CancelFunc
+
+	mu     sync.Mutex
+	closed bool
+	n      int64 // bytes
+}
+
+// Take drops what is held and waits until n bytes may be. Its error wraps that of the
+// context, or os.ErrClosed.
+func (h *Held) Take(n int64) error {
+	h.Drop()
+	if err := h.memory.bytes.Acquire(h.wait, n); err != nil {
+		if h.ctx.Err() == nil {
+			err = os.ErrClosed
+		}
+		return fmt.Errorf("wait for memory: %w", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		h.memory.bytes.Release(n)
+		return fmt.Errorf("wait for memory: %w", os.ErrClosed)
+	}
+	h.n = n
+	return nil
+}
+
+// Drop gives back what is held.
+func (h *Held) Drop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.dropLocked()
+}
+
+func (h *Held) dropLocked() {
+	h.memory.bytes.Release(h.n)
+	h.n = 0
+}
+
+// Close gives back what is held, for good: a Take that waits ends.
+func (h *Held) Close() {
+	h.stop()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	h.dropLocked()
+}
