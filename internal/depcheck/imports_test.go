@@ -109,7 +109,7 @@ var rules = []rule{
 	{from: "source/httprange", may: []string{"source", "source/ranged"}},
 	{from: "source/oci/...", may: []string{"source", "source/ranged", "source/oci/..."}, tests: []string{"source/..."}},
 	{from: "source/origins", may: []string{"source"}, tests: []string{"source/..."}},
-	{from: "source/spans", may: []string{"source", "zran"}},
+	{from: "source/spans", may: []string{"source", "source/limit", "zran"}, tests: []string{"source/..."}},
 	{from: "source/...", may: []string{"source"}},
 	{from: "cache/...", may: []string{"cache/...", "ondemand", "sys"}},
 	{from: "toc"},
@@ -120,7 +120,7 @@ var rules = []rule{
 	{from: "zran"},
 	{from: "erofs"},
 	// The one place that sees sources and the cache together, below daemon.
-	{from: "fetch/...", may: []string{"fetch/...", "source", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
+	{from: "fetch/...", may: []string{"fetch/...", "source", "source/limit", "toc", "cache", "ondemand"}, tests: []string{"source/..."}},
 	{from: "manifest"},
 	// Images made of images, by who asks for them.
 	{from: "publish", may: []string{"source/...", "toc/...", "zran"}},

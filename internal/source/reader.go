@@ -83,6 +83,9 @@ func (e *exact) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Refute implements Refutable.
+func (e *exact) Refute() bool { return Refute(e.rc) }
+
 func (e *exact) Close() error {
 	if e.closed.Swap(true) {
 		return nil

@@ -19,10 +19,9 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/toc"
 )
 
@@ -42,10 +41,10 @@ const gateBytes = 64 << 20
 
 // Gate bounds the bytes of chunks that all devices hold which have it, however many
 // are read at once: a table of contents says little and asks for much.
-type Gate struct{ bytes *semaphore.Weighted }
+type Gate = limit.Memory
 
 // NewGate makes a gate that nobody has passed.
-func NewGate() *Gate { return &Gate{semaphore.NewWeighted(gateBytes)} }
+func NewGate() *Gate { return limit.NewMemory(gateBytes) }
 
 // part is a chunk at its place in the device.
 type part struct {
@@ -193,8 +192,8 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	if b.closed.Load() {
 		return nil, fmt.Errorf("read device: %w", os.ErrClosed)
 	}
-	r := &reader{ctx: ctx, b: b, off: off, end: off + n, next: b.find(off)}
-	r.wait, r.stop = context.WithCancel(ctx)
+	ctx, refuted := source.WithRefuted(ctx)
+	r := &reader{ctx: ctx, refuted: refuted, held: b.gate.Hold(ctx), b: b, off: off, end: off + n, next: b.find(off)}
 	// The request is made here, so that its failure is ReadRange's. Zeros that come
 	// first are there without it.
 	if r.next < len(b.parts) && b.parts[r.next].off <= off {

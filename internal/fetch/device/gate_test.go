@@ -7,9 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/source/mem"
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
 	"github.com/lacunafs/lacuna/internal/toc"
@@ -20,7 +19,7 @@ import (
 func gateFor(t *testing.T, n int64) (*Blob, *sample) {
 	t.Helper()
 	s := newSample(t, layout{codec: toc.Gzip, chunk: 10_000, shared: 1}, false, toctest.Random(1, 50_000))
-	d, err := New(mem.New(s.blob), s.toc, &Gate{semaphore.NewWeighted(n)})
+	d, err := New(mem.New(s.blob), s.toc, limit.NewMemory(n))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,11 +27,21 @@ func gateFor(t *testing.T, n int64) (*Blob, *sample) {
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
-		if !d.gate.bytes.TryAcquire(n) {
-			t.Error("something holds a chunk for ever")
-		}
+		wantFree(t, d.gate, n)
 	})
 	return d, s
+}
+
+// wantFree wants nothing to be held of a gate that lets through n bytes.
+func wantFree(t *testing.T, g *Gate, n int64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
+	defer cancel()
+	h := g.Hold(ctx)
+	defer h.Close()
+	if err := h.Take(n); err != nil {
+		t.Errorf("something is held for ever: %v", err)
+	}
 }
 
 // begun is a reader that holds the first chunk.
@@ -111,7 +120,7 @@ func TestCloseEndsTheWaitForTheGate(t *testing.T) {
 func TestFailedChunkLeavesTheGate(t *testing.T) {
 	s := newSample(t, layout{codec: toc.Stored, chunk: 10_000, shared: 1}, false, toctest.Random(1, 30_000))
 	s.blob[15_000] ^= 1
-	gate := &Gate{semaphore.NewWeighted(10_000)}
+	gate := limit.NewMemory(10_000)
 	d, err := New(mem.New(s.blob), s.toc, gate)
 	if err != nil {
 		t.Fatal(err)
@@ -123,9 +132,7 @@ func TestFailedChunkLeavesTheGate(t *testing.T) {
 	if _, err := io.ReadAll(r); !errors.Is(err, source.ErrNotBytes) {
 		t.Errorf("got %v", err)
 	}
-	if !gate.bytes.TryAcquire(10_000) {
-		t.Error("the chunk is still held")
-	}
+	wantFree(t, gate, 10_000)
 	if err := errors.Join(r.Close(), d.Close()); err != nil {
 		t.Error(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/toc"
 )
 
@@ -22,20 +23,33 @@ type reader struct {
 	chunk    []byte
 	chunkAt  int64 // where chunk lies in the device
 
-	body    *bufio.Reader // the layer from at on
+	body    *layerReader  // the layer from at on; nil: it is to be asked for
 	at, to  int64         // what of the layer body has still to give
 	dec     io.ReadCloser // decodes the compressed range decOff, of which it has given decPos bytes
 	decOff  int64
 	decPos  int64
 	limited *io.LimitedReader // what dec may take of body
 
-	wait context.Context // ends with ctx and with Close: for the gate
-	stop context.CancelFunc
+	refuted *source.Refuted // of ctx
+	held    *limit.Held     // of the gate: chunk
 
 	mu     sync.Mutex
-	open   io.Closer // under body
+	open   io.ReadCloser // under body
 	closed bool
-	held   int64 // bytes that passed the gate
+}
+
+// layerReader reads the layer, and tells its failures from those of decoders.
+type layerReader struct {
+	r   *bufio.Reader
+	err error // of the layer, but for its end
+}
+
+func (l *layerReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		l.err = err
+	}
+	return n, err
 }
 
 var errClosed = errors.New("read of a closed reader")
@@ -81,41 +95,37 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// hold waits until a chunk of n bytes may be in memory. The one before is dropped.
-func (r *reader) hold(n int64) error {
-	r.drop()
-	if err := r.b.gate.bytes.Acquire(r.wait, n); err != nil {
-		if r.ctx.Err() == nil {
-			err = errClosed
-		}
-		return fmt.Errorf("wait for memory: %w", err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		r.b.gate.bytes.Release(n)
-		return errClosed
-	}
-	r.held = n
-	return nil
-}
-
 // drop gives the chunk up.
 func (r *reader) drop() {
 	r.chunk = nil
+	r.held.Drop()
+}
+
+// load decodes a part whole and verifies it; where it is wrong, it is asked for
+// elsewhere. After an error it holds none.
+func (r *reader) load(p *part) error {
+	return r.refuted.Until(func() error { return r.decode(p) }, r.refute)
+}
+
+// refute has the layer asked for anew.
+func (r *reader) refute() (again bool, err error) {
+	if r.dec != nil {
+		err = r.dec.Close()
+	}
+	r.dec, r.body = nil, nil
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.releaseLocked()
+	return !r.closed && source.Refute(r.open), err
 }
 
-func (r *reader) releaseLocked() {
-	r.b.gate.bytes.Release(r.held)
-	r.held = 0
-}
-
-// load decodes a part whole and verifies it. After an error it holds none.
-func (r *reader) load(p *part) (err error) {
-	if err := r.hold(p.len); err != nil {
+// decode is load from who is asked now. Whoever is past the gate has its request, so
+// that it waits for nobody but the layer.
+func (r *reader) decode(p *part) (err error) {
+	r.drop()
+	if err := r.reach(p); err != nil {
+		return err
+	}
+	if err := r.held.Take(p.len); err != nil {
 		return err
 	}
 	defer func() {
@@ -133,40 +143,47 @@ func (r *reader) load(p *part) (err error) {
 		return r.decodeError(err)
 	}
 	if p.hasDigest && sha256.Sum256(chunk) != p.digest {
-		return fmt.Errorf("chunk of %d bytes from %d of the layer: %w: %w", p.len, p.blobOff, toc.ErrDigest, source.ErrNotBytes)
+		return &source.WrongError{Err: fmt.Errorf("chunk of %d bytes from %d of the layer: %w", p.len, p.blobOff, toc.ErrDigest)}
 	}
 	r.chunk, r.chunkAt = chunk, p.off
 	return nil
 }
 
-// decodeError tells a source that ended early from data that is too short.
+// decodeError tells a layer that cannot be read from data that cannot be decoded.
 func (r *reader) decodeError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("decode: %w: %w", errShort, err)
+		err = fmt.Errorf("%w: %w", errShort, err)
 	}
-	return fmt.Errorf("decode: %w", err)
+	err = fmt.Errorf("decode: %w", err)
+	if r.body.err != nil {
+		return err
+	}
+	return &source.WrongError{Err: err}
 }
 
-// seek makes dec stand where p begins.
-func (r *reader) seek(p *part) error {
+// reach has body give p, unless dec does already.
+func (r *reader) reach(p *part) error {
 	if r.dec != nil && (r.decOff != p.blobOff || r.decPos > p.inner) {
 		if err := r.endDecoder(); err != nil {
 			return err
 		}
 	}
+	if r.dec == nil && (r.body == nil || p.blobOff < r.at || p.blobOff+p.blobLen > r.to) {
+		return r.request(p)
+	}
+	return nil
+}
+
+// seek makes dec stand where p begins, which body reaches.
+func (r *reader) seek(p *part) error {
 	if r.dec == nil {
-		if r.body == nil || p.blobOff < r.at || p.blobOff+p.blobLen > r.to {
-			if err := r.request(p); err != nil {
-				return err
-			}
-		}
 		if err := r.skip(p.blobOff - r.at); err != nil {
 			return err
 		}
 		r.limited = &io.LimitedReader{R: r.body, N: p.blobLen}
 		dec, err := r.b.decoders.Open(p.codec, r.limited)
 		if err != nil {
-			return fmt.Errorf("decode: %w", err)
+			return r.decodeError(err)
 		}
 		r.dec, r.decOff, r.decPos = dec, p.blobOff, 0
 		r.at = p.blobOff + p.blobLen
@@ -222,7 +239,7 @@ func (r *reader) request(p *part) error {
 		return errors.Join(errClosed, body.Close())
 	}
 	r.open, r.at, r.to = body, off, to
-	r.body = bufio.NewReaderSize(body, 64<<10)
+	r.body = &layerReader{r: bufio.NewReaderSize(body, 64<<10)}
 	return nil
 }
 
@@ -248,8 +265,7 @@ func (r *reader) Close() error {
 		return nil
 	}
 	r.closed = true
-	r.stop()
-	r.releaseLocked()
+	r.held.Close()
 	if r.open == nil {
 		return nil
 	}

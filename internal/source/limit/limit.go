@@ -159,6 +159,9 @@ type reader struct {
 	free func()
 }
 
+// Refute implements source.Refutable.
+func (r *reader) Refute() bool { return source.Refute(r.ReadCloser) }
+
 func (r *reader) Close() error {
 	defer r.free()
 	return r.ReadCloser.Close()

@@ -256,5 +256,5 @@ func (a *archive) blob(ctx context.Context, l Layer) (source.Blob, error) {
 	if source.IdentityOf(file) != a.id {
 		return nil, errors.Join(source.ErrChanged, file.Close())
 	}
-	return &section{Blob: file, life: a.life, off: a.layers[i].off, size: l.Size, digest: l.Digest}, nil
+	return &section{Blob: file, place: archivePrefix + a.path, life: a.life, off: a.layers[i].off, size: l.Size, digest: l.Digest}, nil
 }

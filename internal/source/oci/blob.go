@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/ranged"
@@ -92,10 +93,10 @@ func (b *blob) readRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 // request asks one host after the other for w.
 func (b *blob) request(ctx context.Context, w ranged.Want) (body io.ReadCloser, err error) {
 	var failed allFailed
-	rests := func(i int) bool { return b.legs[i].rest.active() || b.legs[i].host.rest.active() }
-	for _, place := range b.registry.inOrder(rests) {
+	refuted := source.RefutedIn(ctx)
+	for _, place := range b.registry.inOrder(func(i int) bool { return b.legs[i].rests() }) {
 		g := b.legs[place]
-		if !g.host.pull {
+		if !g.host.pull || refuted.Has(g) {
 			continue
 		}
 		body, err := b.ask(ctx, g, w)
@@ -108,8 +109,14 @@ func (b *blob) request(ctx context.Context, w ranged.Want) (body io.ReadCloser, 
 		g.failed(err)
 		failed.add(g.host.api.Host, place, err)
 	}
+	if names := refuted.Names(); len(failed.errs) == 0 && names != "" {
+		return nil, fmt.Errorf("%w: nobody is left to ask but %s", source.ErrNotBytes, names)
+	}
 	return nil, failed.err()
 }
+
+// rests tells whether the leg is asked last.
+func (g *leg) rests() bool { return g.rest.active() || g.host.rest.active() }
 
 // failed makes others be asked first for a while.
 func (g *leg) failed(err error) {
@@ -183,9 +190,33 @@ func (w *watched) Read(p []byte) (int, error) {
 	early := errors.Is(err, io.EOF) && w.left > 0
 	if (early || err != nil && !errors.Is(err, io.EOF)) && !ended(w.ctx, err) && len(w.blob.legs) > 1 {
 		w.leg.failed(err)
+		if errors.Is(err, source.ErrNotBytes) && w.elsewhere(func(g *leg) bool { return !g.rests() }) {
+			err = &elsewhereError{err}
+		}
 	}
 	return n, err
 }
+
+// elsewhere tells whether there is a leg that may be asked instead.
+func (w *watched) elsewhere(may func(*leg) bool) bool {
+	return slices.ContainsFunc(w.blob.legs, func(g *leg) bool { return g != w.leg && g.host.pull && may(g) })
+}
+
+// Refute implements source.Refutable.
+func (w *watched) Refute() bool {
+	w.leg.rest.begin()
+	w.leg.redirects.Forget() // it may have led to the wrong file
+	refuted := source.RefutedIn(w.ctx)
+	refuted.Add(w.leg, w.leg.host.api.Host)
+	return refuted != nil && w.elsewhere(func(g *leg) bool { return !refuted.Has(g) })
+}
+
+// elsewhereError is what one host fails with for good where another may not.
+type elsewhereError struct{ err error }
+
+func (e *elsewhereError) Error() string   { return e.err.Error() }
+func (e *elsewhereError) Unwrap() error   { return e.err }
+func (e *elsewhereError) Temporary() bool { return true }
 
 // ranges is whether the hosts of a registry have range requests.
 type ranges struct {

@@ -16,7 +16,8 @@ var errNoOpenFile = errors.New("oci: internal error: Options.OpenFile is not set
 
 // section is a layer that lies in a file of this machine, as a part of it or alone.
 type section struct {
-	source.Blob // the file
+	source.Blob        // the file
+	place       string // of the image, for messages
 	off, size   int64
 	digest      digest.Digest
 	life        context.Context // the image's
@@ -39,7 +40,24 @@ func (s *section) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, e
 	if s.life.Err() != nil {
 		return nil, fmt.Errorf("read %s: %w", short(s.digest), os.ErrClosed)
 	}
-	return s.Blob.ReadRange(ctx, s.off+off, n)
+	body, err := s.Blob.ReadRange(ctx, s.off+off, n)
+	if err != nil {
+		return nil, err
+	}
+	return &sectionBody{body, ctx, s}, nil
+}
+
+// sectionBody is a body whose bytes nobody else has.
+type sectionBody struct {
+	io.ReadCloser
+	ctx context.Context
+	s   *section
+}
+
+// Refute implements source.Refutable.
+func (b *sectionBody) Refute() bool {
+	source.RefutedIn(b.ctx).Add(b.s, b.s.place)
+	return false
 }
 
 // readAt reads a small part of a blob that is known to be there.

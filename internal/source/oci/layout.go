@@ -137,5 +137,5 @@ func (l *layout) blob(ctx context.Context, layer Layer) (source.Blob, error) {
 		err := &wrongBytes{fmt.Sprintf("the file has %d bytes, the descriptor says %d", file.Size(), layer.Size)}
 		return nil, errors.Join(err, file.Close())
 	}
-	return &section{Blob: file, life: l.life, size: layer.Size, digest: layer.Digest}, nil
+	return &section{Blob: file, place: l.ref.place(), life: l.life, size: layer.Size, digest: layer.Digest}, nil
 }

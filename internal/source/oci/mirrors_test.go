@@ -1,6 +1,7 @@
 package oci_test
 
 import (
+	"bytes"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -92,19 +93,50 @@ func TestMirrorFaults(t *testing.T) {
 			img := mustOpen(t, "registry.test/app:1", opts)
 			b := retry.Wrap(mustBlob(t, img, 0), retry.Policy{First: time.Millisecond})
 			faulty(t, mirror, data).Always(c.fault)
-			mustEnd(t, b, data, 1000, 200000, later(c.name))
 			mustEnd(t, b, data, 1000, 200000, nil)
 		})
 	}
 }
 
-// later is what comes only behind the header of an answer, so that a retry alone
-// could not go to another host: wrong bytes are final for retries.
-func later(name string) error {
-	if name == "long, chunked" {
-		return source.ErrNotBytes
+// Bytes that a reader finds wrong are asked of the other hosts, each once, and who sent
+// them is asked last from then on.
+func TestMirrorThatSendsWrongBytes(t *testing.T) {
+	data := sourcetest.Bytes(faultSize)
+	wrong := sourcetest.Bytes(faultSize + 1)[1:]
+	hosts := []*ocitest.Registry{ocitest.New(t), ocitest.New(t), ocitest.New(t)}
+	for _, h := range hosts {
+		h.Push(t, "app:1", ocitest.Image(t, data))
 	}
-	return nil
+	for _, h := range hosts[:2] {
+		h.Blob(data, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			http.ServeContent(w, q, "", time.Time{}, bytes.NewReader(wrong))
+		}))
+	}
+	opts := withHosts(t, fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n[host.\"http://%s\"]\n", hosts[2].Host(), hosts[0].Host(), hosts[1].Host()))
+	b := retry.Wrap(mustBlob(t, mustOpen(t, "registry.test/app:1", opts), 0), retry.Policy{First: time.Millisecond})
+	ctx, refuted := source.WithRefuted(t.Context())
+	for n := range hosts {
+		r, err := b.ReadRange(ctx, 100, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if right := bytes.Equal(got, data[100:1100]); err != nil || right != (n == 2) {
+			t.Errorf("host %d: right %v, %v", n, right, err)
+		}
+		if again := source.Refute(r); again != (n < 2) {
+			t.Errorf("host %d: another is left: %v", n, again)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if want := fmt.Sprintf("%s, %s, %s", hosts[0].Host(), hosts[1].Host(), hosts[2].Host()); refuted.Names() != want {
+		t.Errorf("refuted: %s", refuted.Names())
+	}
+	if _, err := b.ReadRange(ctx, 0, 10); !errors.Is(err, source.ErrNotBytes) {
+		t.Errorf("all are refuted: %v", err)
+	}
 }
 
 func TestMirrorThatLies(t *testing.T) {

@@ -4,7 +4,8 @@
 // go while the blob is read.
 //
 // That they have the same bytes is the caller's to know and the reader's to
-// verify: nothing is compared here but their size.
+// verify: nothing is compared here but their size. A reader that finds bytes wrong
+// refutes them, and another origin is asked.
 package origins
 
 import (
@@ -100,9 +101,15 @@ func (b *Blob) Close() error {
 	return errors.Join(errs...)
 }
 
+// giver is an origin's place in a source.Refuted.
+type giver struct {
+	b     *Blob
+	place string
+}
+
 // next is the origin to ask after those of the places in failed did not give a range
-// from off; nil: there is none.
-func (b *Blob) next(off int64, failed []string) (*origin, error) {
+// from off, and those that are refuted gave wrong bytes; nil: there is none.
+func (b *Blob) next(off int64, failed []string, refuted *source.Refuted) (*origin, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -112,7 +119,7 @@ func (b *Blob) next(off int64, failed []string) (*origin, error) {
 	now := time.Now()
 	for _, o := range b.origins {
 		switch {
-		case slices.Contains(failed, o.place) || off > 0 && source.IsSequential(o.Blob):
+		case slices.Contains(failed, o.place), refuted.Has(giver{b, o.place}), off > 0 && source.IsSequential(o.Blob):
 		case best == nil, best.restUntil.After(now) && o.restUntil.Before(best.restUntil):
 			best = o
 		}
@@ -142,8 +149,9 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	}
 	var places []string
 	var failed allFailed
+	refuted := source.RefutedIn(ctx)
 	for {
-		o, err := b.next(off, places)
+		o, err := b.next(off, places, refuted)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("read [%d,+%d): %w", off, n, err)
@@ -151,12 +159,14 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 			return nil, failed[0]
 		case o == nil && len(failed) > 1:
 			return nil, failed
+		case o == nil && refuted.Names() != "":
+			return nil, fmt.Errorf("read [%d,+%d): %w: nobody is left to ask but %s", off, n, source.ErrNotBytes, refuted.Names())
 		case o == nil:
 			return nil, fmt.Errorf("read [%d,+%d): %w: no origin is left that has it", off, n, source.ErrNotFound)
 		}
 		body, err := o.ReadRange(ctx, off, n)
 		if err == nil {
-			return &reader{ReadCloser: body, ctx: ctx, b: b, o: o}, nil
+			return &reader{ReadCloser: body, ctx: ctx, b: b, o: o, off: off}, nil
 		}
 		if end := ctx.Err(); end != nil {
 			return nil, fmt.Errorf("%w: %w", end, err)
@@ -173,6 +183,7 @@ type reader struct {
 	ctx context.Context
 	b   *Blob
 	o   *origin
+	off int64
 }
 
 // Read fails with a temporary error where another origin may give what is left.
@@ -185,6 +196,19 @@ func (r *reader) Read(p []byte) (int, error) {
 		err = &elsewhereError{err}
 	}
 	return n, err
+}
+
+// Refute implements source.Refutable. An origin that has the bytes from several hosts
+// is blamed when none of them is left.
+func (r *reader) Refute() bool {
+	if source.Refute(r.ReadCloser) {
+		return true
+	}
+	refuted := source.RefutedIn(r.ctx)
+	refuted.Add(giver{r.b, r.o.place}, "")
+	r.b.failed(r.o)
+	next, err := r.b.next(r.off, nil, refuted)
+	return err == nil && refuted != nil && next != nil
 }
 
 // elsewhereError is what one origin fails with where there are others.

@@ -118,6 +118,10 @@ type reader struct {
 	mu     sync.Mutex // held through Read; Close takes it after cancel
 	seen   delivered
 	body   io.ReadCloser // of the request in progress, or nil
+	from   io.ReadCloser // that gave the last byte, also when it is closed; nil: none did
+	asked  int           // requests made
+	gave   int           // which of them gave the last byte
+	joined bool          // what was delivered is of several
 	got    int64         // bytes delivered
 	broken error         // how the latest request ended, or nil
 	err    error         // what every later Read returns
@@ -129,6 +133,7 @@ type reader struct {
 
 // request asks for what is left of the range.
 func (r *reader) request() error {
+	r.asked++
 	again := r.seen.overlap(r.got)
 	from := r.got - again
 	body, err := r.blob.Blob.ReadRange(r.ctx, r.off+from, r.n-from)
@@ -213,6 +218,10 @@ func (r *reader) Read(p []byte) (int, error) {
 		n, err := r.body.Read(p)
 		r.seen.note(p[:n])
 		r.got += int64(n)
+		if n > 0 && r.gave != r.asked {
+			r.joined = r.gave > 0
+			r.from, r.gave = r.body, r.asked
+		}
 		switch done := r.got == r.n; {
 		case done && (err == nil || errors.Is(err, io.EOF) || source.Temporary(err)):
 			r.err = io.EOF // what breaks behind the last byte breaks nothing
@@ -226,6 +235,14 @@ func (r *reader) Read(p []byte) (int, error) {
 		}
 	}
 	return 0, r.err
+}
+
+// Refute implements source.Refutable. Of several answers that were joined nobody can
+// tell which was wrong; asked for anew in one piece it can be told.
+func (r *reader) Refute() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.joined || source.Refute(r.from)
 }
 
 // Close ends a Read in progress, also one that waits for its next attempt.

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/zran"
 )
 
@@ -26,21 +27,20 @@ type reader struct {
 	span     Span   // that is decoded, or is to be next
 	data     []byte // what of it is still to come; it ends where the span or the range does
 
-	body   io.Reader // the file from at on
+	body   io.Reader // the file from at on; nil: it is to be asked for
 	at, to int64     // what of the file body has still to give
 	begun  bool      // body has given something
 	last   byte      // then the byte before at
 
-	wait context.Context // ends with ctx and with Close: for the gate
-	stop context.CancelFunc
+	refuted *source.Refuted // of ctx
+	held    *limit.Held     // of the gate: the span
 
 	mu     sync.Mutex
-	open   io.Closer // under body
+	open   io.ReadCloser // body, also when it is to be replaced
 	closed bool
-	held   int64 // bytes that passed the gate
 }
 
-// begin asks the file for the spans of the range.
+// begin asks the file for the spans of what is still to come.
 func (r *reader) begin() error {
 	var err error
 	if r.span, err = r.find(r.off); err != nil {
@@ -56,12 +56,34 @@ func (r *reader) begin() error {
 	if from < 0 || to <= from || to > r.b.file.Size() {
 		return fmt.Errorf("compressed bytes [%d,%d) of %d: %w: %w", from, to, r.b.file.Size(), errIndex, source.ErrNotBytes)
 	}
+	if err := r.endBody(); err != nil {
+		return err
+	}
 	body, err := r.b.file.ReadRange(r.ctx, from, to-from)
 	if err != nil {
 		return err
 	}
-	r.body, r.open, r.at, r.to = body, body, from, to
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return errors.Join(errClosed, body.Close())
+	}
+	r.body, r.open, r.at, r.to, r.begun = body, body, from, to, false
 	return nil
+}
+
+func (r *reader) endBody() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return errClosed
+	}
+	if r.open == nil {
+		return nil
+	}
+	err := r.open.Close()
+	r.open, r.body = nil, nil
+	return err
 }
 
 // find is the span of the byte at off, where it is one.
@@ -88,7 +110,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if len(r.data) == 0 {
-		if err := r.decode(); err != nil {
+		if err := r.refuted.Until(r.decode, r.refute); err != nil {
 			r.drop()
 			return 0, fmt.Errorf("read decompressed bytes at %d: %w", r.off, err)
 		}
@@ -101,10 +123,23 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// refute has the file asked for anew.
+func (r *reader) refute() (again bool, err error) {
+	r.body = nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.closed && source.Refute(r.open), nil
+}
+
 // decode decodes the span of the next byte. Whoever is past the gate has its
 // request, so that it waits for nobody but the file.
 func (r *reader) decode() error {
 	r.drop()
+	if r.body == nil {
+		if err := r.begin(); err != nil {
+			return err
+		}
+	}
 	if r.off >= r.span.End {
 		next, err := r.find(r.off)
 		if err != nil {
@@ -113,7 +148,7 @@ func (r *reader) decode() error {
 		r.span = next
 	}
 	to := min(r.span.End, r.end)
-	if err := r.hold(r.span.compressed() + to - r.span.From.Out); err != nil {
+	if err := r.held.Take(r.span.compressed() + to - r.span.From.Out); err != nil {
 		return err
 	}
 	packed, err := r.fetch()
@@ -121,8 +156,8 @@ func (r *reader) decode() error {
 		return err
 	}
 	if sha256.Sum256(packed) != r.span.Digest {
-		return fmt.Errorf("span of %d bytes from %d of the file has another digest than the index says: %w",
-			len(packed), r.span.From.Start(), source.ErrNotBytes)
+		return &source.WrongError{Err: fmt.Errorf("span of %d bytes from %d of the file has another digest than the index says",
+			len(packed), r.span.From.Start())}
 	}
 	data := make([]byte, to-r.span.From.Out)
 	d, ok := r.b.decoders.Get().(*zran.Decoder)
@@ -159,35 +194,10 @@ func (r *reader) fetch() ([]byte, error) {
 	return packed, nil
 }
 
-// hold waits until n bytes may be in memory.
-func (r *reader) hold(n int64) error {
-	if err := r.b.gate.bytes.Acquire(r.wait, n); err != nil {
-		if r.ctx.Err() == nil {
-			err = errClosed
-		}
-		return fmt.Errorf("wait for memory: %w", err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		r.b.gate.bytes.Release(n)
-		return errClosed
-	}
-	r.held = n
-	return nil
-}
-
 // drop gives the decoded span up.
 func (r *reader) drop() {
 	r.data = nil
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.releaseLocked()
-}
-
-func (r *reader) releaseLocked() {
-	r.b.gate.bytes.Release(r.held)
-	r.held = 0
+	r.held.Drop()
 }
 
 // Close implements io.Closer. A Read that waits for the file ends with an error.
@@ -198,8 +208,7 @@ func (r *reader) Close() error {
 		return nil
 	}
 	r.closed = true
-	r.stop()
-	r.releaseLocked()
+	r.held.Close()
 	if r.open == nil {
 		return nil
 	}

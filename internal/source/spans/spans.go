@@ -16,9 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/zran"
 )
 
@@ -59,10 +58,10 @@ const MaxSpan = 32 << 20
 var ErrSpan = errors.New("span too large to be decoded alone")
 
 // Gate bounds the bytes that all blobs hold which have it.
-type Gate struct{ bytes *semaphore.Weighted }
+type Gate = limit.Memory
 
 // NewGate makes a gate that nobody has passed.
-func NewGate() *Gate { return &Gate{semaphore.NewWeighted(2 * MaxSpan)} }
+func NewGate() *Gate { return limit.NewMemory(2 * MaxSpan) }
 
 // Blob is the decompressed bytes of a file.
 type Blob struct {
@@ -135,8 +134,8 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	if b.closed.Load() {
 		return nil, fmt.Errorf("read decompressed bytes: %w", os.ErrClosed)
 	}
-	r := &reader{ctx: ctx, b: b, off: off, end: off + n}
-	r.wait, r.stop = context.WithCancel(ctx)
+	ctx, refuted := source.WithRefuted(ctx)
+	r := &reader{ctx: ctx, refuted: refuted, held: b.gate.Hold(ctx), b: b, off: off, end: off + n}
 	// The request is made here, so that its failure is ReadRange's.
 	if err := r.begin(); err != nil {
 		return nil, errors.Join(err, r.Close())

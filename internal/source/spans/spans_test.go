@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/leaktest"
 	"github.com/lacunafs/lacuna/internal/source"
@@ -243,9 +244,7 @@ func TestLies(t *testing.T) {
 			if err == nil {
 				t.Fatal("nobody noticed")
 			}
-			if b.gate.bytes.TryAcquire(2*MaxSpan) == false {
-				t.Error("memory is still held")
-			}
+			wantFree(t, b.gate)
 		})
 	}
 }
@@ -268,8 +267,9 @@ func TestGate(t *testing.T) {
 	file := pack(t, data, 1)
 	x := indexOf(t, file, 100_000)
 	gate := NewGate()
-	if !gate.bytes.TryAcquire(2*MaxSpan - 400_000) {
-		t.Fatal("no memory")
+	others := gate.Hold(t.Context())
+	if err := others.Take(2*MaxSpan - 400_000); err != nil {
+		t.Fatal(err)
 	}
 	b := New(mem.New(file), x, gate)
 	defer b.Close()
@@ -283,7 +283,18 @@ func TestGate(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if !gate.bytes.TryAcquire(400_000) {
-		t.Error("memory is still held")
+	others.Close()
+	wantFree(t, gate)
+}
+
+// wantFree wants nothing to be held of a gate.
+func wantFree(t *testing.T, g *Gate) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
+	defer cancel()
+	h := g.Hold(ctx)
+	defer h.Close()
+	if err := h.Take(2 * MaxSpan); err != nil {
+		t.Errorf("something is held for ever: %v", err)
 	}
 }

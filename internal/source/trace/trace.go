@@ -5,6 +5,7 @@ package trace
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -19,7 +20,8 @@ type Request struct {
 	Bytes     int64         // delivered
 	FirstByte time.Duration // from the call to the first byte; 0: none came
 	Duration  time.Duration // from the call to the end
-	// Err is what ended it early, or nil. A reader that is closed early has none.
+	// Err is what ended it early, or why its bytes were found wrong, or nil. A reader
+	// that is closed early has none.
 	Err error
 }
 
@@ -111,6 +113,21 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+var errWrong = fmt.Errorf("%w: they were found wrong", source.ErrNotBytes)
+
+// Refute implements source.Refutable. A request whose bytes are wrong has failed.
+func (r *reader) Refute() bool {
+	again := source.Refute(r.ReadCloser)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if names := source.RefutedIn(r.ctx).Names(); names == "" {
+		r.request.Err = errWrong
+	} else {
+		r.request.Err = fmt.Errorf("%w: they came from %s", errWrong, names)
+	}
+	return again
+}
+
 func (r *reader) Close() error {
 	r.end()
 	return r.ReadCloser.Close()
@@ -129,7 +146,7 @@ func (r *reader) end() {
 	t.open.Add(-1)
 	switch {
 	case q.Err == nil:
-	case r.ctx.Err() != nil: // time-outs of the network are no cancelling, though some say they are
+	case r.ctx.Err() != nil && !errors.Is(q.Err, errWrong): // time-outs of the network are no cancelling, though some say they are
 		t.cancelled.Add(1)
 	default:
 		t.failed.Add(1)

@@ -1,0 +1,133 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Refutable is implemented by bodies that know who gave their bytes. Use Refute.
+type Refutable interface {
+	// Refute says that bytes which were read of the body are not the blob's. Who gave
+	// them is asked last for a while, and is added to the Refuted that the context of
+	// ReadRange has, so that a ReadRange with that context asks somebody else. It is
+	// true where that can give other bytes. It may be called after Close, and not
+	// during a Read.
+	Refute() bool
+}
+
+// Refute refutes what was read of a body. Most bodies' bytes are had nowhere else.
+func Refute(body any) bool {
+	r, ok := body.(Refutable)
+	return ok && r.Refute()
+}
+
+// WrongError is the error of bytes that came and are not the blob's, as a digest or a
+// decoder tells.
+type WrongError struct{ Err error }
+
+// Error says what was found.
+func (e *WrongError) Error() string { return e.Err.Error() }
+
+// Unwrap makes it an ErrNotBytes.
+func (e *WrongError) Unwrap() []error { return []error{e.Err, ErrNotBytes} }
+
+// Refuted is who gave wrong bytes of what a reader reads. The zero value is nobody; a nil
+// one stays that.
+type Refuted struct {
+	mu    sync.Mutex
+	who   map[any]struct{}
+	names []string
+}
+
+type refutedKey struct{}
+
+// WithRefuted returns a context for ReadRange in which it is noted who is refuted. The
+// reader that has it is for one goroutine.
+func WithRefuted(ctx context.Context) (context.Context, *Refuted) {
+	r := &Refuted{}
+	return context.WithValue(ctx, refutedKey{}, r), r
+}
+
+// RefutedIn is what WithRefuted made, nil where ctx has none.
+func RefutedIn(ctx context.Context) *Refuted {
+	r, _ := ctx.Value(refutedKey{}).(*Refuted)
+	return r
+}
+
+// Add adds who, and the name that messages have for it; empty: none.
+func (r *Refuted) Add(who any, name string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.who == nil {
+		r.who = make(map[any]struct{})
+	}
+	r.who[who] = struct{}{}
+	if name != "" && !slices.Contains(r.names, name) {
+		r.names = append(r.names, name)
+	}
+}
+
+// Has tells whether who was added.
+func (r *Refuted) Has(who any) bool {
+	if r == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.who[who]
+	return ok
+}
+
+// Names are those of who was added, in the order in which they were.
+func (r *Refuted) Names() string {
+	if r == nil {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.names, ", ")
+}
+
+func (r *Refuted) clear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.who, r.names = nil, nil
+}
+
+// maxTries bounds how often a part is asked for whose wrong bytes nobody can be blamed
+// for, because they came in several answers.
+const maxTries = 8
+
+// Until calls read, which reads and verifies one part of a blob, until it ends with
+// something else than a WrongError, and refute before it is called again: it refutes the
+// body, and tells whether another one can be better. Nobody is asked for the part again
+// who gave wrong bytes of it.
+func (r *Refuted) Until(read func() error, refute func() (bool, error)) error {
+	r.clear()
+	for try := 1; ; try++ {
+		err := read()
+		var wrong *WrongError
+		if !errors.As(err, &wrong) {
+			return r.explain(err)
+		}
+		again, closing := refute()
+		if !again || try == maxTries || closing != nil {
+			return r.explain(errors.Join(err, closing))
+		}
+	}
+}
+
+// explain says who was refuted.
+func (r *Refuted) explain(err error) error {
+	if names := r.Names(); err != nil && names != "" {
+		return fmt.Errorf("%w (wrong bytes came from %s)", err, names)
+	}
+	return err
+}
