@@ -70,7 +70,7 @@ vet: ## go vet
 .PHONY: bench
 bench: ## benchmarks, as ratios in one run (root)
 	@scripts/deps.sh bench
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build soci
 	$(GO) test -run='^$$' -bench=. -timeout=60m ./...
 	$(GO) run ./bench -lacuna $(BIN)/lacuna
 

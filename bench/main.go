@@ -1,11 +1,11 @@
 // Command bench measures Lacuna beside what else can read a file behind HTTP:
-// curl to the same disk, a plain file, rclone mount, ext4 and mkfs.erofs. Every figure is a ratio
+// curl to the same disk, a plain file, rclone mount, ext4, mkfs.erofs and SOCI. Every figure is a ratio
 // of things measured by turns in one run, so that a slow or busy machine slows
 // both sides. It prints a Markdown table.
 //
-//	go run ./bench [-size MiB] [-rounds N] [-lacuna bin/lacuna] [-dir /var/tmp] [-only name,name] [-keep DIR] [-trace]
+//	go run ./bench [-size MiB] [-rounds N] [-lacuna bin/lacuna] [-soci bin/soci-files] [-dir /var/tmp] [-only name,name] [-keep DIR] [-trace]
 //
-// It needs root, nginx, curl, and for the comparison rclone and fusermount3.
+// It needs root, nginx, curl, and for the comparison rclone, fusermount3 and what `make soci` builds.
 package main
 
 import (
@@ -22,6 +22,7 @@ type options struct {
 	size   int64 // bytes of the file that is read
 	rounds int
 	lacuna string
+	soci   string
 	dir    string
 	only   string
 	keep   string
@@ -29,10 +30,18 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 2 && os.Args[1] == beMeasurer {
+		if err := measure(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: measure:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	mib := flag.Int64("size", 1024, "size of the file in MiB")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds; the median counts")
 	flag.StringVar(&o.lacuna, "lacuna", "bin/lacuna", "the binary to measure")
+	flag.StringVar(&o.soci, "soci", "bin/soci-files", "the program of tools/soci that index building is compared with")
 	flag.StringVar(&o.dir, "dir", "/var/tmp", "where to work, on ext4, xfs or btrfs")
 	flag.StringVar(&o.only, "only", "", "measure only these, by name, separated by commas")
 	flag.StringVar(&o.keep, "keep", "", "directory that keeps the images for the next run; building them takes minutes")
@@ -74,6 +83,7 @@ func run(o options) (err error) {
 		{"firstbyte", false, firstByte},
 		{"metadata", false, metadata},
 		{"python", false, python},
+		{"index", false, indexing},
 		{"present", false, presentFiles},
 		{"find", false, findAll},
 		{"readahead", false, readAheads},

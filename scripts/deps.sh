@@ -10,8 +10,8 @@ list() {
 	cat <<'EOF'
 test,demo,bench  git                    git
 test,demo,bench  /etc/ssl/certs/ca-certificates.crt  ca-certificates
-test             gcc                    gcc
-test             /usr/include/stdlib.h  libc6-dev
+test,bench       gcc                    gcc
+test,bench       /usr/include/stdlib.h  libc6-dev
 test,bench       nginx                  nginx-light
 test             socat                  socat
 test             python3                python3
@@ -23,7 +23,7 @@ test             mkfs.xfs               xfsprogs
 test             mkfs.btrfs             btrfs-progs
 test             losetup                util-linux
 test             mkfs.erofs             erofs-utils
-test             /usr/include/zlib.h    zlib1g-dev
+test,bench       /usr/include/zlib.h    zlib1g-dev
 test             ps                     procps
 test,bench       /usr/sbin/debootstrap   debootstrap
 demo             find                   findutils
