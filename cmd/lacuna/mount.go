@@ -20,13 +20,14 @@ type mountCmd struct {
 	Authfile   string `placeholder:"FILE" help:"Credentials, in the form of docker's config.json or podman's auth.json."`
 	HostsDir   string `placeholder:"DIR" help:"Mirrors, as containerd has them; /etc/containerd/certs.d by default."`
 	PlainHTTP  bool   `name:"plain-http" help:"Speak to the registry without encryption."`
+	Format     string `placeholder:"FORMAT" help:"Read layers as estargz, zstdchunked, soci, soci-v2, soci-v1 or scanned, not in the best way that each has."`
 	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
 }
 
 // Usage are the two forms of the command.
 func (mountCmd) Usage() []string {
 	return []string{
-		"[--platform OS/ARCH] [--authfile FILE] [--hosts-dir DIR] [--plain-http] [--foreground] IMAGE DIR",
+		"[--platform OS/ARCH] [--authfile FILE] [--hosts-dir DIR] [--plain-http] [--format FORMAT] [--foreground] IMAGE DIR",
 		"--manifest FILE [--foreground] DIR",
 	}
 }
@@ -40,9 +41,13 @@ kernel; one that does not exist is made, and removed when it is unmounted. All
 names are there at once; data is fetched, and verified, when it is read, and
 stays in the cache.
 
-Layers in the eStargz and zstd:chunked formats are mounted without a download.
-Other layers are downloaded whole, once, when they are first mounted; "lacuna
-index" makes an index for such an image.
+Layers in the eStargz and zstd:chunked formats are mounted without a download,
+and so are gzip layers with a SOCI index, of version 2 if there is one. Other
+layers are downloaded whole, once, when they are first mounted; "lacuna index"
+makes an index for such an image. "lacuna status" says how each is read. With
+--format there is no other way: a layer that has not got it is an error, which
+says what the layers have. soci is of either version, and layers that the index
+leaves out for being small are downloaded; scanned downloads all.
 
 Credentials come from docker's configuration, or from --authfile. Registries on
 this machine, and those for which --plain-http is given, are spoken to without
@@ -86,7 +91,7 @@ func (c *mountCmd) Run(a *app) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	q := control.MountRequest{Platform: c.Platform, PlainHTTP: c.PlainHTTP, DockerConfig: dockerConfig()}
+	q := control.MountRequest{Platform: c.Platform, PlainHTTP: c.PlainHTTP, Format: c.Format, DockerConfig: dockerConfig()}
 	if q.Image, err = absoluteImage(c.Image); err != nil {
 		return err
 	}
@@ -135,8 +140,8 @@ func (c *mountCmd) check() error {
 			return wrong("mount: an image and a manifest; it is one or the other")
 		}
 		c.Dir, c.Image = c.Image, ""
-		if c.Platform != "" || c.Authfile != "" || c.HostsDir != "" || c.PlainHTTP {
-			return wrong("mount: --platform, --authfile, --hosts-dir and --plain-http are for images, not for a manifest")
+		if c.Platform != "" || c.Authfile != "" || c.HostsDir != "" || c.PlainHTTP || c.Format != "" {
+			return wrong("mount: --platform, --authfile, --hosts-dir, --plain-http and --format are for images, not for a manifest")
 		}
 	} else if c.Image == "" {
 		return wrong("mount: no image is given")
@@ -154,6 +159,9 @@ func (c *mountCmd) check() error {
 	}
 	if err := c.checkPaths(); err != nil {
 		return err
+	}
+	if err := daemon.CheckFormat(c.Format); err != nil {
+		return fmt.Errorf("mount: --format: %w", err)
 	}
 	f := imageFlags{Platform: c.Platform, Authfile: c.Authfile, HostsDir: c.HostsDir}
 	return f.check("mount", c.Image)

@@ -97,6 +97,9 @@ type MountRequest struct {
 	HostsDir string `json:"hosts_dir,omitempty"`
 	// PlainHTTP speaks to the registry without encryption.
 	PlainHTTP bool `json:"plain_http,omitempty"`
+	// Format is how layers are to be read: estargz, zstdchunked, soci, soci-v2,
+	// soci-v1 or scanned; empty: each in the best way that it has.
+	Format string `json:"format,omitempty"`
 }
 
 // MountReply tells what was mounted.

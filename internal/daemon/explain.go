@@ -166,11 +166,16 @@ func rootsRuns() bool {
 func explainSource(err error) (hint string, exit control.Exit) {
 	var status *httprange.StatusError
 	var ofImage *imageError
+	var wish *prepare.WishError
 	switch {
 	case errors.As(err, &ofImage) && errors.Is(err, source.ErrNotFound):
 		return "check the registry, the repository and the tag, or the path", control.ExitUnreachable
 	case errors.Is(err, oci.ErrNoPlatform):
 		return "choose one that is there: --platform OS/ARCH", control.ExitUnreachable
+	case errors.As(err, &wish):
+		return "leave --format out, and each layer is read in the best way that it has", control.ExitUnreachable
+	case errors.Is(err, prepare.ErrWish):
+		return "write --format estargz, zstdchunked, soci, soci-v2, soci-v1 or scanned", control.ExitUsage
 	case errors.Is(err, oci.ErrPlatform):
 		return "write linux/amd64 or linux/arm/v7", control.ExitUsage
 	case errors.As(err, &ofImage) && errors.Is(err, source.ErrDenied):

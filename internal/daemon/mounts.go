@@ -78,7 +78,7 @@ func (i *Instance) Mount(ctx context.Context, q control.MountRequest) (reply con
 // prepare opens the image and has everything made that a mount needs. Where its
 // registry cannot be reached, what was mounted under the name before does.
 func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oci.Image, plan *prepare.Plan, notes []string, err error) {
-	asked := prepare.Asked{Ref: q.Image, Platform: q.Platform}
+	asked := prepare.Asked{Ref: q.Image, Platform: q.Platform, Format: prepare.Wish(q.Format)}
 	err = i.patiently(ctx, "asking for "+q.Image, func() (err error) {
 		img, err = oci.Open(ctx, q.Image, i.sources.imageOptions(q))
 		return err

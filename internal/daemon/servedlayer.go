@@ -75,7 +75,7 @@ func placeOf(m *mountedImage) string {
 	if m.record.Mount != nil {
 		q = *m.record.Mount
 	}
-	q.Dir, q.Image, q.Platform = "", m.image.Place(), ""
+	q.Dir, q.Image, q.Platform, q.Format = "", m.image.Place(), "", ""
 	name, err := json.Marshal(q)
 	if err != nil {
 		return fmt.Sprintf("%p", m) // a place of its own

@@ -11,6 +11,10 @@ import (
 	"github.com/lacunafs/lacuna/internal/toc/soci"
 )
 
+// CheckFormat tells whether an image can be asked for in a format of that name; empty
+// is the best that each layer has.
+func CheckFormat(name string) error { return prepare.Wish(name).Check() }
+
 // indices are the SOCI indices of an image, which are looked for when its first layer
 // without a table of contents of its own asks.
 func (i *Instance) indices(img *oci.Image) prepare.Indices {

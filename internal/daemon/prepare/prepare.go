@@ -168,7 +168,7 @@ func (l *Library) read(ctx context.Context, j *Job, n int, blob source.Blob) (pr
 	case p != nil:
 		return *p, nil
 	case !j.allows(n, Scanned):
-		return prepared{}, l.refuse(ctx, j, n, why)
+		return prepared{}, l.refuse(ctx, j, false, why)
 	}
 	return l.download(ctx, j, n, blob, why)
 }

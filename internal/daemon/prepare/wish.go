@@ -51,6 +51,12 @@ func (w Wish) formats() ([]Format, error) {
 	return nil, fmt.Errorf("%w: %.40q", ErrWish, string(w))
 }
 
+// Check tells whether w is a wish.
+func (w Wish) Check() error {
+	_, err := w.formats()
+	return err
+}
+
 // allows tells whether a layer may be read as f.
 func (w Wish) allows(f Format) bool {
 	list, err := w.formats()
@@ -77,8 +83,8 @@ func (p *Plan) fulfils(w Wish) bool {
 // WishError is that an image's layers cannot be read as it was wished.
 type WishError struct {
 	Wish Wish
-	// Layer that cannot, from 1 on, of Of; 0: none of them can.
-	Layer, Of int
+	// None: no layer can. Otherwise it is one that cannot.
+	None bool
 	// Why it cannot although it is said to; empty where it is not.
 	Why string
 	// Has are the formats of each layer.
@@ -87,19 +93,19 @@ type WishError struct {
 
 // Error says what the layers have.
 func (e *WishError) Error() string {
-	text := "no layer has it"
-	if e.Layer > 0 {
-		text = fmt.Sprintf("layer %d of %d has not", e.Layer, e.Of)
+	text := "this layer has not got it"
+	if e.None {
+		text = "no layer has it"
 	}
 	if e.Why != "" {
 		text += ": " + e.Why
 	}
-	return fmt.Sprintf("format %s is asked for, and %s; the layers have: %s", e.Wish, text, strings.Join(e.Has, "; "))
+	return fmt.Sprintf("format %s is asked for, and %s; layers are: %s", e.Wish, text, strings.Join(e.Has, "; "))
 }
 
-// refuse is the WishError of layer n; -1: of all.
-func (l *Library) refuse(ctx context.Context, j *Job, n int, why string) error {
-	e := &WishError{Wish: j.Asked.Format, Layer: n + 1, Of: len(j.Image.Layers), Why: why}
+// refuse is the WishError of one layer, or of all.
+func (l *Library) refuse(ctx context.Context, j *Job, none bool, why string) error {
+	e := &WishError{Wish: j.Asked.Format, None: none, Why: why}
 	before, same := "", 0
 	tell := func(to int) {
 		if before != "" {
@@ -158,7 +164,7 @@ func (l *Library) has(ctx context.Context, j *Job, n int) (string, error) {
 		}
 	}
 	if len(list) == 0 {
-		list = append(list, "no index")
+		list = append(list, "without an index")
 	}
 	return strings.Join(list, ", "), blob.Close()
 }
@@ -181,7 +187,7 @@ func (j *Job) zTOC(ctx context.Context, from oci.Layer) (*Ztoc, error) {
 // listed finds out which layers have a zTOC, if only such are wished for: the others
 // are scanned, unless they all are.
 func (l *Library) listed(ctx context.Context, j *Job) error {
-	if _, err := j.Asked.Format.formats(); err != nil || !j.Asked.Format.isSOCI() {
+	if err := j.Asked.Format.Check(); err != nil || !j.Asked.Format.isSOCI() {
 		return err
 	}
 	j.ztocs = make([]*Ztoc, len(j.Image.Layers))
@@ -194,7 +200,7 @@ func (l *Library) listed(ctx context.Context, j *Job) error {
 		j.ztocs[n], found = z, found || z != nil
 	}
 	if !found {
-		return l.refuse(ctx, j, -1, "")
+		return l.refuse(ctx, j, true, "")
 	}
 	return nil
 }
