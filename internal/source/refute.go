@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -32,8 +33,51 @@ type WrongError struct{ Err error }
 // Error says what was found.
 func (e *WrongError) Error() string { return e.Err.Error() }
 
-// Unwrap makes it an ErrNotBytes.
-func (e *WrongError) Unwrap() []error { return []error{e.Err, ErrNotBytes} }
+// Unwrap is what was found.
+func (e *WrongError) Unwrap() error { return e.Err }
+
+// Noted is a blob whose bodies can be refuted together, by who has to read several of
+// them before it can tell. It is for one goroutine.
+type Noted struct {
+	Wrapper
+	bodies []*notedBody
+	failed bool
+}
+
+type notedBody struct {
+	io.ReadCloser
+	b *Noted
+}
+
+// ReadRange implements Blob.
+func (n *Noted) ReadRange(ctx context.Context, off, length int64) (io.ReadCloser, error) {
+	rc, err := n.Wrapper.ReadRange(ctx, off, length)
+	if err != nil {
+		n.failed = true
+		return nil, err
+	}
+	body := &notedBody{rc, n}
+	n.bodies = append(n.bodies, body)
+	return body, nil
+}
+
+func (b *notedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.b.failed = b.b.failed || err != nil && !errors.Is(err, io.EOF)
+	return n, err
+}
+
+// Failed tells whether a request failed, or a body that was not refuted.
+func (n *Noted) Failed() bool { return n.failed }
+
+// Refute refutes all bodies.
+func (n *Noted) Refute() (again bool) {
+	for _, body := range n.bodies {
+		again = Refute(body.ReadCloser)
+	}
+	n.bodies, n.failed = nil, false
+	return again
+}
 
 // Refuted is who gave wrong bytes of what a reader reads. The zero value is nobody; a nil
 // one stays that.

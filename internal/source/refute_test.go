@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/lacunafs/lacuna/internal/source"
 )
@@ -28,9 +29,9 @@ func TestUntil(t *testing.T) {
 		{"fails", []error{errGone}, nil, 1, []error{errGone}},
 		{"wrong, then right", []error{wrong(), wrong(), nil}, yes, 3, nil},
 		{"wrong, then fails", []error{wrong(), errGone}, yes, 2, []error{errGone}},
-		{"nobody else", []error{wrong()}, func() (bool, error) { return false, nil }, 1, []error{errFound, source.ErrNotBytes}},
+		{"nobody else", []error{wrong()}, func() (bool, error) { return false, nil }, 1, []error{errFound}},
 		{"cannot be closed", []error{wrong()}, func() (bool, error) { return true, errGone }, 1, []error{errFound, errGone}},
-		{"wrong for ever", []error{wrong()}, yes, 8, []error{errFound, source.ErrNotBytes}},
+		{"wrong for ever", []error{wrong()}, yes, 8, []error{errFound}},
 	} {
 		_, r := source.WithRefuted(t.Context())
 		calls := 0
@@ -100,5 +101,51 @@ func TestExactForwardsRefute(t *testing.T) {
 	}
 	if source.Refute(source.Exact(t.Context(), io.NopCloser(strings.NewReader("")), 1)) || source.Refute(nil) {
 		t.Error("a body that is not refutable is refuted")
+	}
+}
+
+// gives is a blob whose bodies are given, in turn.
+type gives struct{ bodies []io.ReadCloser }
+
+func (g *gives) Size() int64  { return 100 }
+func (g *gives) Close() error { return nil }
+func (g *gives) ReadRange(context.Context, int64, int64) (io.ReadCloser, error) {
+	if len(g.bodies) == 0 {
+		return nil, source.ErrUnreachable
+	}
+	body := g.bodies[0]
+	g.bodies = g.bodies[1:]
+	return body, nil
+}
+
+func TestNotedBodiesAreRefutedTogether(t *testing.T) {
+	first := &refutable{ReadCloser: io.NopCloser(strings.NewReader("abc"))}
+	second := &refutable{ReadCloser: io.NopCloser(strings.NewReader("abc"))}
+	b := &source.Noted{Wrapper: source.Wrapper{Blob: &gives{[]io.ReadCloser{first, second, io.NopCloser(iotest.ErrReader(io.ErrUnexpectedEOF))}}}}
+	read := func() {
+		t.Helper()
+		r, err := b.ReadRange(t.Context(), 0, 3)
+		if err != nil {
+			return
+		}
+		_, err = io.ReadAll(r)
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if failed := err != nil; failed != b.Failed() {
+			t.Errorf("failed: %v, %v", b.Failed(), err)
+		}
+	}
+	read()
+	read()
+	if !b.Refute() || first.times != 1 || second.times != 1 || b.Refute() {
+		t.Errorf("refuted %d and %d times", first.times, second.times)
+	}
+	read()
+	if !b.Failed() || b.Refute() || b.Failed() {
+		t.Error("a body that broke is no failure, or one for ever")
+	}
+	if read(); !b.Failed() {
+		t.Error("a request that fails is no failure")
 	}
 }

@@ -143,7 +143,7 @@ func (r *reader) decode(p *part) (err error) {
 		return r.decodeError(err)
 	}
 	if p.hasDigest && sha256.Sum256(chunk) != p.digest {
-		return &source.WrongError{Err: fmt.Errorf("chunk of %d bytes from %d of the layer: %w", p.len, p.blobOff, toc.ErrDigest)}
+		return &source.WrongError{Err: fmt.Errorf("chunk of %d bytes from %d of the layer: %w: %w", p.len, p.blobOff, toc.ErrDigest, source.ErrNotBytes)}
 	}
 	r.chunk, r.chunkAt = chunk, p.off
 	return nil
@@ -154,11 +154,10 @@ func (r *reader) decodeError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("%w: %w", errShort, err)
 	}
-	err = fmt.Errorf("decode: %w", err)
 	if r.body.err != nil {
-		return err
+		return fmt.Errorf("decode: %w", err)
 	}
-	return &source.WrongError{Err: err}
+	return &source.WrongError{Err: fmt.Errorf("decode: %w: %w", err, source.ErrNotBytes)}
 }
 
 // reach has body give p, unless dec does already.

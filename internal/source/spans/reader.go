@@ -156,8 +156,8 @@ func (r *reader) decode() error {
 		return err
 	}
 	if sha256.Sum256(packed) != r.span.Digest {
-		return &source.WrongError{Err: fmt.Errorf("span of %d bytes from %d of the file has another digest than the index says",
-			len(packed), r.span.From.Start())}
+		return &source.WrongError{Err: fmt.Errorf("span of %d bytes from %d of the file has another digest than the index says: %w",
+			len(packed), r.span.From.Start(), source.ErrNotBytes)}
 	}
 	data := make([]byte, to-r.span.From.Out)
 	d, ok := r.b.decoders.Get().(*zran.Decoder)
