@@ -143,7 +143,9 @@ func (checkCmd) Help() string {
 any, all objects are checked. A block that is recorded as present, and is a hole
 in the data, is corrupt. --verify compares the bytes as well: with the digest
 where one is known, else with the source; a layer of an image with the digests
-of its chunks, as far as chunks are wholly there. --repair forgets what is
+of its chunks, as far as chunks are wholly there. Of layers that are read by a
+SOCI index, which has digests of compressed bytes only, and of files without a
+digest the line says that they cannot be verified. --repair forgets what is
 wrong, so that it is fetched again, and removes what was made for objects that
 are gone; it needs the cache for itself.
 
@@ -288,7 +290,10 @@ func (c *checkCmd) one(ctx context.Context, a *app, cfg config.Config, root *cac
 		defer func() { err = errors.Join(err, blob.Close(), done()) }()
 		opt.Verify = func(ctx context.Context, off, n int64) (io.ReadCloser, error) { return blob.ReadRange(ctx, off, n) }
 	}
-	return object.Check(ctx, opt)
+	rep, err = object.Check(ctx, opt)
+	hasDigest := func(p cache.Part) bool { return p.Digest != nil }
+	rep.Unverifiable = opt.Parts != nil && rep.Present > 0 && !slices.ContainsFunc(*opt.Parts, hasDigest)
+	return rep, err
 }
 
 func (c *checkCmd) print(a *app, reports []cache.Report) error {
@@ -315,6 +320,8 @@ func reportText(r cache.Report) string {
 		state = "CORRUPT"
 	}
 	switch {
+	case r.Unverifiable:
+		compared = ", cannot be verified: there is no digest of its bytes"
 	case r.Verified && r.Present > 0:
 		compared = ", bytes verified"
 	case r.Compared > 0 && !r.Corrupt():

@@ -55,6 +55,9 @@ type Report struct {
 	// Verified: something is present, and all of it was compared with the
 	// source, or with digests, and is right.
 	Verified bool `json:"verified"`
+	// Unverifiable: it was to be compared, and something is present of which nothing
+	// has a digest.
+	Unverifiable bool `json:"unverifiable,omitempty"`
 	// Repaired: holes and mismatches are forgotten, and will be fetched again.
 	Repaired bool `json:"repaired"`
 
