@@ -1,11 +1,11 @@
 package spans
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"sync"
 
@@ -23,9 +23,11 @@ var (
 type reader struct {
 	ctx      context.Context
 	b        *Blob
-	off, end int64  // of the decompressed bytes, still to come
+	lead     []byte // to be given before all else
+	trail    []byte // to be given when off is end
+	off, end int64  // of the decompressed bytes, still to be decoded or to come of data
 	span     Span   // that is decoded, or is to be next
-	data     []byte // what of it is still to come; it ends where the span or the range does
+	data     []byte // what of it is still to come; it ends where the span or end does
 
 	body   io.Reader // the file from at on; nil: it is to be asked for
 	at, to int64     // what of the file body has still to give
@@ -103,8 +105,18 @@ func (r *reader) find(off int64) (Span, error) {
 
 // Read implements io.Reader.
 func (r *reader) Read(p []byte) (int, error) {
+	if len(r.lead) > 0 {
+		n := copy(p, r.lead)
+		r.lead = r.lead[n:]
+		return n, nil
+	}
 	if r.off == r.end {
-		return 0, io.EOF
+		if len(r.trail) == 0 {
+			return 0, io.EOF
+		}
+		n := copy(p, r.trail)
+		r.trail = r.trail[n:]
+		return n, nil
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -147,51 +159,109 @@ func (r *reader) decode() error {
 		}
 		r.span = next
 	}
-	to := min(r.span.End, r.end)
-	if err := r.held.Take(r.span.compressed() + to - r.span.From.Out); err != nil {
+	// What little is behind the end costs less now than the whole span later.
+	begin, end := r.span.From.Out, min(r.span.End, r.end)
+	to := end
+	if r.span.End-end <= maxEdge {
+		to = r.span.End
+	}
+	if err := r.held.Take(r.span.compressed() + to - begin); err != nil {
 		return err
 	}
-	packed, err := r.fetch()
+	data := make([]byte, to-begin)
+	if err := r.inflate(data); err != nil {
+		return err
+	}
+	if to == r.span.End {
+		r.b.edges.add(data, begin, r.off, end)
+	}
+	r.data = data[r.off-begin : end-begin]
+	return nil
+}
+
+// inflate fills data with what the span begins with. It decodes the bytes of the file
+// while they come, and reads to the span's end: only when they have the digest that they
+// must have, it succeeds.
+func (r *reader) inflate(data []byte) error {
+	in, err := r.packed()
 	if err != nil {
 		return err
 	}
-	if sha256.Sum256(packed) != r.span.Digest {
-		return &source.WrongError{Err: fmt.Errorf("span of %d bytes from %d of the file has another digest than the index says: %w",
-			len(packed), r.span.From.Start(), source.ErrNotBytes)}
-	}
-	data := make([]byte, to-r.span.From.Out)
 	d, ok := r.b.decoders.Get().(*zran.Decoder)
 	if !ok {
 		d = new(zran.Decoder)
 	}
 	defer r.b.decoders.Put(d)
-	if err := d.Decode(data, r.span.From, bytes.NewReader(packed)); err != nil {
-		return fmt.Errorf("decode span at %d of the file: %w: %w", r.span.From.Start(), err, source.ErrNotBytes)
+	undecoded := d.Decode(data, r.span.From, in)
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return fmt.Errorf("read the file at %d: %w", in.at, err)
 	}
-	r.data = data[r.off-r.span.From.Out:]
+	r.at, r.last, r.begun = r.span.InEnd, in.last, true
+	if [32]byte(in.sum.Sum(nil)) != r.span.Digest {
+		return &source.WrongError{Err: fmt.Errorf("span of %d bytes from %d of the file has another digest than the index says: %w",
+			r.span.compressed(), r.span.From.Start(), source.ErrNotBytes)}
+	}
+	if undecoded != nil {
+		return fmt.Errorf("decode span at %d of the file: %w: %w", r.span.From.Start(), undecoded, source.ErrNotBytes)
+	}
 	return nil
 }
 
-// fetch is the compressed bytes of the span, whose first may be the last of the
+// packed is the compressed bytes of the span, whose first may be the last of the
 // span before.
-func (r *reader) fetch() ([]byte, error) {
-	packed := make([]byte, r.span.compressed())
-	rest, from := packed, r.span.From.Start()
+func (r *reader) packed() (*packed, error) {
+	from := r.span.From.Start()
+	in := &packed{body: r.body, sum: sha256.New(), at: from, end: r.span.InEnd}
 	if from == r.at-1 && r.begun {
-		packed[0], rest, from = r.last, packed[1:], r.at
-	}
-	if from < r.at || r.span.InEnd > r.to {
+		in.again, in.last = true, r.last
+	} else if from < r.at {
 		return nil, fmt.Errorf("compressed bytes [%d,%d) in what is left of [%d,%d): %w: %w", from, r.span.InEnd, r.at, r.to, errIndex, source.ErrNotBytes)
-	}
-	// Spans without data lie between.
-	if _, err := io.CopyN(io.Discard, r.body, from-r.at); err != nil {
+	} else if _, err := io.CopyN(io.Discard, r.body, from-r.at); err != nil { // spans without data lie between
 		return nil, fmt.Errorf("read the file at %d: %w", r.at, err)
 	}
-	if _, err := io.ReadFull(r.body, rest); err != nil {
-		return nil, fmt.Errorf("read the file at %d: %w", from, err)
+	if r.span.InEnd > r.to {
+		return nil, fmt.Errorf("compressed bytes [%d,%d) in what is left of [%d,%d): %w: %w", from, r.span.InEnd, r.at, r.to, errIndex, source.ErrNotBytes)
 	}
-	r.at, r.last, r.begun = r.span.InEnd, packed[len(packed)-1], true
-	return packed, nil
+	return in, nil
+}
+
+// packed reads the compressed bytes of a span and sums them up.
+type packed struct {
+	body    io.Reader
+	sum     hash.Hash
+	at, end int64 // of the file, still to come
+	again   bool  // last comes before body
+	last    byte  // that was read
+	err     error // of body; final
+}
+
+// Read implements io.Reader.
+func (in *packed) Read(p []byte) (n int, err error) {
+	switch {
+	case in.err != nil:
+		return 0, in.err
+	case in.at == in.end:
+		return 0, io.EOF
+	case len(p) == 0:
+		return 0, nil
+	case in.again:
+		p[0], n, in.again = in.last, 1, false
+	default:
+		n, err = in.body.Read(p[:min(int64(len(p)), in.end-in.at)])
+	}
+	in.at += int64(n)
+	in.sum.Write(p[:n])
+	if n > 0 {
+		in.last = p[n-1]
+	}
+	if err != nil && in.at < in.end {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		in.err = err
+		return n, err
+	}
+	return n, nil
 }
 
 // drop gives the decoded span up.

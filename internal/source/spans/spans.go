@@ -1,8 +1,9 @@
 // Package spans reads the decompressed bytes of a gzip file at random.
 //
 // An index says where decoding can begin. What lies between one such place and the
-// next is a span: it is fetched whole, its compressed bytes are verified by the
-// digest that the index has for them, and only then decoded. An index is foreign
+// next is a span: it is fetched whole and decoded while it comes, and what it was decoded
+// to is given to nobody before its compressed bytes were found to have the digest that
+// the index has for them. An index is foreign
 // data: one that lies gives errors or, where its digests lie as well, other bytes;
 // whoever has an index of somebody else's verifies the index.
 package spans
@@ -70,6 +71,7 @@ type Blob struct {
 	gate     *Gate
 	closed   atomic.Bool
 	decoders sync.Pool // of *zran.Decoder
+	edges    edges
 }
 
 var (
@@ -122,11 +124,12 @@ func (b *Blob) Align(off, n int64) (int64, int64) {
 	if _, to, known := b.index.Known(end - 1); known {
 		end = max(end, to)
 	}
+	off, end = b.edges.widen(off, end)
 	return off, end - off
 }
 
 // ReadRange implements source.Blob. It makes one request to the file for all spans
-// of the range, and none before the first of them is to be read.
+// of the range, but those of which what is needed is held.
 func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n <= 0 || off > b.Size()-n {
 		return nil, fmt.Errorf("read [%d,+%d) of %d decompressed bytes: %w", off, n, b.Size(), source.ErrRange)
@@ -136,9 +139,25 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	}
 	ctx, refuted := source.WithRefuted(ctx)
 	r := &reader{ctx: ctx, refuted: refuted, held: b.gate.Hold(ctx), b: b, off: off, end: off + n}
+	r.lead, r.trail = b.known(off, off+n)
+	r.off, r.end = r.off+int64(len(r.lead)), r.end-int64(len(r.trail))
+	if r.off == r.end {
+		return source.Exact(ctx, r, n), nil
+	}
 	// The request is made here, so that its failure is ReadRange's.
 	if err := r.begin(); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	return source.Exact(ctx, r, n), nil
+}
+
+// known is what is held of the beginning and the end of [off, end).
+func (b *Blob) known(off, end int64) (lead, trail []byte) {
+	if _, at, known := b.index.Known(off); known {
+		lead = b.edges.lead(off, end, at)
+	}
+	if at, _, known := b.index.Known(end - 1); known {
+		trail = b.edges.trail(off+int64(len(lead)), end, at)
+	}
+	return lead, trail
 }
