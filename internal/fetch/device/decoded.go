@@ -135,7 +135,11 @@ func (d *Decoded) Align(off, n int64) (int64, int64) {
 	}
 	if i := behindAt(from); i < len(d.places) {
 		p := &d.places[i]
-		off = min(off, roundUp(p.off+max(0, from-p.at)))
+		begin := roundUp(p.off + max(0, from-p.at))
+		if next, far := d.headerBefore(i, from); far && next <= off {
+			begin = next
+		}
+		off = min(off, begin)
 	}
 	i := behindAt(to)
 	if i < len(d.places) && d.places[i].at < to {
@@ -150,6 +154,24 @@ func (d *Decoded) Align(off, n int64) (int64, int64) {
 		end = max(end, last)
 	}
 	return off, end - off
+}
+
+// headerBefore tells whether the header of the file at place i lies before from of the
+// layer and has not been read: then its bytes cost more than those of the next file,
+// which begins at next.
+func (d *Decoded) headerBefore(i int, from int64) (next int64, far bool) {
+	file := d.places[i].file
+	first := &d.places[d.firstOf(file)]
+	if first.at-d.headers.Before(file) >= from {
+		return 0, false
+	}
+	if known, err := d.headers.state(file); known || err != nil {
+		return 0, false
+	}
+	if j := d.firstOf(file + 1); j < len(d.places) {
+		return d.places[j].off, true
+	}
+	return d.size, true
 }
 
 func roundUp(off int64) int64 { return (off + toc.BlockSize - 1) &^ (toc.BlockSize - 1) }

@@ -166,6 +166,27 @@ func TestAlignTakesAllOfASpan(t *testing.T) {
 	}
 }
 
+// The end of a file whose header lies in another span is not asked for together with
+// other files: that one would have to be read, too.
+func TestAlignLeavesOutWhatCostsAnotherSpan(t *testing.T) {
+	file := bytes.Repeat([]byte{7}, 100_000)
+	d, layer, want := newDecoded(t, 1<<40, 130_000, file, file, file)
+	// The second span begins in the second file, whose header lies in the first span.
+	third := 2 * roundUp(100_000)
+	off, n := d.Align(third+5000, 1)
+	if off != third {
+		t.Errorf("begins at %d, want %d", off, third)
+	}
+	sourcetest.MustRead(t, d, want, off, n)
+	if len(layer.asked) != 1 {
+		t.Errorf("%d requests, want 1", len(layer.asked))
+	}
+	sourcetest.MustRead(t, d, want, 0, third/2+1000) // reads the header
+	if off, _ := d.Align(third+5000, 1); off >= third {
+		t.Errorf("begins at %d, not in the file before", off)
+	}
+}
+
 // A table of contents that does not fit its layer makes no device.
 func TestDecodedLies(t *testing.T) {
 	entry := func(inner, n int64) toc.Entry {
