@@ -201,6 +201,17 @@ func (c *Client) Stopping() error {
 	return nil
 }
 
+// Extend asks the keeper to let the worker, which stops, take so much longer from
+// now on (sd_notify(3), EXTEND_TIMEOUT_USEC=).
+func (c *Client) Extend(d time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.sendLocked(message{extend: min(d.Round(time.Microsecond), maxExtend)}); err != nil {
+		return fmt.Errorf("ask for more time: %w", err)
+	}
+	return nil
+}
+
 // Status tells the keeper a line of text for people.
 func (c *Client) Status(text string) error {
 	m := message{status: text}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/lacunafs/lacuna/internal/sys"
 )
@@ -19,6 +20,8 @@ type inbox struct {
 	socket  *sys.FD
 	waker   *sys.Waker
 	done    chan struct{} // closed when the reading goroutine has ended
+	// extended has the time that the worker has last asked for; capacity 1.
+	extended chan time.Duration
 
 	mu   sync.Mutex
 	pid  int // whose messages count; 0: nobody's
@@ -67,6 +70,7 @@ func newInbox(o *Options, address string, socket *sys.FD) (*inbox, error) {
 	in := &inbox{
 		opt: o, address: address, socket: socket, waker: waker,
 		done: make(chan struct{}), buf: make([]byte, maxMessage+1),
+		extended: make(chan time.Duration, 1),
 	}
 	return in, nil
 }
@@ -148,6 +152,13 @@ func (in *inbox) handleLocked(m message, fds []*sys.FD) error {
 	}
 	if m.stopping {
 		in.life.stopping = true
+	}
+	if m.extend > 0 {
+		select {
+		case <-in.extended: // it is replaced
+		default:
+		}
+		in.extended <- m.extend // nobody else sends
 	}
 	// Closing a barrier's descriptor, among these, is the answer to it.
 	return errors.Join(append(errs, closeAll(fds))...)

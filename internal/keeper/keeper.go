@@ -86,8 +86,8 @@ type Options struct {
 	Address string
 	// Limit is the highest number of held descriptors; 0: 16384.
 	Limit int
-	// StopTimeout is how long the worker may take to stop after SIGTERM;
-	// 0: 30 s. Then it is killed.
+	// StopTimeout is how long the worker may take to stop after SIGTERM, or from
+	// when it last asked for more; 0: 30 s. Then it is killed.
 	StopTimeout time.Duration
 	// HandOverTimeout is how long the worker may take to leave after SIGUSR1,
 	// in an upgrade; 0: 10 s. Then it is killed.

@@ -168,6 +168,18 @@ func TestStubbornWorkerIsKilled(t *testing.T) {
 	}
 }
 
+// One that asks for more time is waited for.
+func TestWorkerThatAsksForTimeStops(t *testing.T) {
+	f := startFamily(t, self(t), "patient")
+	f.expect("up ")
+	f.signal(f.cmd.Process.Pid, syscall.SIGTERM)
+	f.expect("bye")
+	f.expectEnd()
+	if got := f.exit(); got != 0 {
+		t.Errorf("exit status %d", got)
+	}
+}
+
 func TestPushes(t *testing.T) {
 	f := startFamily(t, self(t), "")
 	keeper := f.cmd.Process.Pid

@@ -161,6 +161,11 @@ func workerMain() int {
 				say("leaving")
 				return 0
 			}
+			if what == "patient" {
+				if err := w.wait(); err != nil {
+					say("worker: %v", err)
+				}
+			}
 			if err := errors.Join(c.Stopping(), c.Barrier(context.Background())); err != nil {
 				say("worker: %v", err)
 			}
@@ -255,6 +260,22 @@ func (w *testProcess) create() error {
 	return errors.Join(c.Push("table", table),
 		c.Push("pipe-r", w.held["pipe-r"][0]), c.Push("pipe-w", w.held["pipe-w"][0]),
 		c.Push("event", w.held["event"][0]), c.Barrier(context.Background()))
+}
+
+// wait takes three times as long to stop as the keeper allows, and says so.
+func (w *testProcess) wait() error {
+	tick, over := time.NewTicker(100*time.Millisecond), time.After(1500*time.Millisecond)
+	defer tick.Stop()
+	for {
+		if err := w.client.Extend(500 * time.Second); err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-over:
+			return nil
+		}
+	}
 }
 
 // suicide is what a worker of systemd does: four lives, in which it pushes and

@@ -3,7 +3,9 @@ package keeper
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -17,6 +19,8 @@ const (
 	maxName = 255
 	// unnamed is what systemd calls a descriptor pushed without FDNAME=.
 	unnamed = "stored"
+	// maxExtend is the longest time that a message asks for.
+	maxExtend = 24 * time.Hour
 )
 
 var (
@@ -46,6 +50,8 @@ type message struct {
 	push, remove, barrier bool
 	name                  string // for push and remove, never empty there
 	status                string // empty: none
+	// extend is how much longer the worker may take for what it is at; 0: it does not say.
+	extend time.Duration
 }
 
 // parseMessage reads the lines of a datagram. What the protocol has and this
@@ -74,6 +80,12 @@ func parseMessage(payload []byte) (message, error) {
 			m.barrier = true
 		case key == "STATUS":
 			m.status = value
+		case key == "EXTEND_TIMEOUT_USEC":
+			n, err := strconv.ParseUint(value, 10, 64)
+			if err != nil || n > uint64(maxExtend.Microseconds()) {
+				return message{}, fmt.Errorf("%w: line %q", ErrBadMessage, line)
+			}
+			m.extend = time.Duration(n) * time.Microsecond //nolint:gosec // it is at most maxExtend
 		case key == "FDNAME":
 			if err := CheckName(value); err != nil {
 				return message{}, fmt.Errorf("%w: %w", ErrBadMessage, err)
@@ -118,5 +130,6 @@ func (m message) encode() []byte {
 	add(m.name != "", "FDNAME="+m.name)
 	add(m.barrier, "BARRIER=1")
 	add(m.status != "", "STATUS="+m.status)
+	add(m.extend > 0, "EXTEND_TIMEOUT_USEC="+strconv.FormatInt(m.extend.Microseconds(), 10))
 	return []byte(strings.Join(lines, "\n"))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestCheckName(t *testing.T) {
@@ -26,6 +27,7 @@ func TestParseMessage(t *testing.T) {
 		"FDSTORE=1\nFDPOLL=0":             {push: true, name: "stored"},
 		"FDNAME=x\nFDSTOREREMOVE=1":       {remove: true, name: "x"},
 		"BARRIER=1":                       {barrier: true},
+		"EXTEND_TIMEOUT_USEC=1500":        {extend: 1500 * time.Microsecond},
 		"READY=0\nFDSTORE=2\nSTOPPING=10": {},
 		"FDNAME=x":                        {},
 	}
@@ -35,7 +37,7 @@ func TestParseMessage(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "\n", "READY", "=1", "READY=1\n\nSTATUS=x", "STATUS=a\x00", "STATUS=\xff",
-		"FDSTORE=1\nFDSTOREREMOVE=1\nFDNAME=x", "FDSTOREREMOVE=1", "BARRIER=1\nREADY=1", "FDNAME=a:b",
+		"FDSTORE=1\nFDSTOREREMOVE=1\nFDNAME=x", "FDSTOREREMOVE=1", "BARRIER=1\nREADY=1", "FDNAME=a:b", "EXTEND_TIMEOUT_USEC=", "EXTEND_TIMEOUT_USEC=-1", "EXTEND_TIMEOUT_USEC=86400000001",
 		"STATUS=" + strings.Repeat("x", maxMessage)} {
 		if _, err := parseMessage([]byte(text)); !errors.Is(err, ErrBadMessage) {
 			t.Errorf("%q: %v", text, err)
@@ -49,6 +51,7 @@ func FuzzParseMessage(f *testing.F) {
 	f.Add([]byte("FDSTORE=1\nFDNAME=group\nFDPOLL=0"))
 	f.Add([]byte("FDSTOREREMOVE=1\nFDNAME=group"))
 	f.Add([]byte("BARRIER=1"))
+	f.Add([]byte("EXTEND_TIMEOUT_USEC=30000000"))
 	f.Add([]byte("STOPPING=1\n\n=\x00"))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m, err := parseMessage(payload)

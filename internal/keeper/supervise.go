@@ -211,14 +211,19 @@ func (s *supervisor) stop() *ending {
 const handOverAgain = 200 * time.Millisecond
 
 // leave sends sig to the worker and waits until it has ended, killing it after
-// limit, which it reports. A SIGTERM that comes meanwhile ends the waiting where
-// interrupted says so; where it is nil the worker is sent sig again.
+// limit, which it reports. A worker that stops may ask for more time. A SIGTERM that
+// comes meanwhile ends the waiting where interrupted says so; where it is nil the
+// worker is sent sig again.
 func (s *supervisor) leave(sig syscall.Signal, limit time.Duration, interrupted func() bool) (killed bool) {
 	w := s.worker
 	late, cancel := s.opt.clock.after(limit)
-	defer cancel()
+	defer func() { cancel() }()
 	err := w.signal(sig)
 	var again <-chan time.Time
+	var extended <-chan time.Duration
+	if sig == syscall.SIGTERM {
+		extended = s.inbox.extended
+	}
 	if sig == syscall.SIGUSR1 { // a worker that has just started does not listen yet, and drops it
 		ticker := time.NewTicker(handOverAgain)
 		defer ticker.Stop()
@@ -230,6 +235,10 @@ func (s *supervisor) leave(sig syscall.Signal, limit time.Duration, interrupted 
 			return false
 		case <-again:
 			err = w.signal(sig)
+			continue
+		case limit := <-extended:
+			cancel()
+			late, cancel = s.opt.clock.after(limit)
 			continue
 		case got := <-s.signals:
 			if got == syscall.SIGHUP {
