@@ -92,12 +92,12 @@ func quote(s string) string {
 
 // text is an entry as it is written. Pointers tell what is absent.
 type text struct {
-	Path     *string      `json:"path"`
-	URL      *string      `json:"url"`
-	Size     *json.Number `json:"size"`
-	SHA256   string       `json:"sha256"`
-	Mode     string       `json:"mode"`
-	Modified string       `json:"mtime"`
+	Path     *string          `json:"path"`
+	URL      *string          `json:"url"`
+	Size     *json.RawMessage `json:"size"`
+	SHA256   string           `json:"sha256"`
+	Mode     string           `json:"mode"`
+	Modified string           `json:"mtime"`
 }
 
 // Parse reads a manifest. An error in one entry is an *EntryError.
@@ -314,10 +314,15 @@ func readSize(t *text, e *Entry) string {
 	if t.Size == nil {
 		return ""
 	}
-	n, err := strconv.ParseInt(t.Size.String(), 10, 64)
+	raw := string(*t.Size)
+	n, err := strconv.ParseInt(raw, 10, 64)
 	switch {
+	case strings.HasPrefix(raw, `"`):
+		return fmt.Sprintf("%s is a string: write the number of bytes without quotes", quote(strings.Trim(raw, `"`)))
+	case strings.ContainsAny(raw[:1], "tf[{"):
+		return "it is not a number"
 	case err != nil:
-		return fmt.Sprintf("%s is not a number of bytes", quote(t.Size.String()))
+		return fmt.Sprintf("%s is not a number of bytes", quote(raw))
 	case n < 0:
 		return fmt.Sprintf("%d is negative", n)
 	case n > MaxSize:
