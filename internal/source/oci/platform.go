@@ -35,6 +35,14 @@ func CheckPlatform(s string) error {
 	return err
 }
 
+// RunsHere tells whether this machine is one that images for the platform are made
+// for; those that do not say are made for any.
+func RunsHere(of string) bool {
+	here, err := parsePlatform("")
+	p, err2 := parsePlatform(of)
+	return err != nil || err2 != nil || of == "" || here.runs(p) > 0
+}
+
 // parsePlatform reads os/arch or os/arch/variant; empty is this machine's.
 func parsePlatform(s string) (platform, error) {
 	if s == "" {
