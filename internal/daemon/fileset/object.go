@@ -183,7 +183,7 @@ func (s *Set) compare(p *Part) error {
 		return errors.New("data became missing meanwhile")
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); got != p.SHA256 {
-		return fmt.Errorf("%s: %w: it is %s", p.Path, concat.ErrDigest, got)
+		return fmt.Errorf("%s: %w: it is %s, and should be %s", p.Path, concat.ErrDigest, got, p.SHA256)
 	}
 	return nil
 }

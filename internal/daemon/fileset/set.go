@@ -147,7 +147,7 @@ func (s *Set) settle() error {
 		st.Verified = st.Verified && s.cached.Has(p.Range()) // and nothing had to be repaired
 		if st.Wrong {
 			s.deny(n)
-			s.failed[n] = concat.ErrDigest
+			s.failed[n] = fmt.Errorf("%w: it should be %s", concat.ErrDigest, p.SHA256)
 		}
 		if st.Changed {
 			s.failed[n] = errChanged

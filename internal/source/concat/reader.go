@@ -127,7 +127,7 @@ func (r *reader) ask(part *Part) error {
 		return err
 	}
 	if sum := sha256.Sum256(whole); sum != part.Digest {
-		return fmt.Errorf("%w: it is %x", ErrDigest, sum)
+		return fmt.Errorf("%w: it is %x, and should be %x", ErrDigest, sum, part.Digest)
 	}
 	r.body = bytes.NewReader(whole[from:][:n])
 	return nil

@@ -28,6 +28,20 @@ type Opener struct {
 	Bound func(source.Blob) error
 }
 
+// SizeError says that the source has another size than it must have. It is a
+// source.ErrChanged: the bytes that were asked for are not there.
+type SizeError struct {
+	Size, Want int64 // in bytes
+}
+
+// Error tells both.
+func (e *SizeError) Error() string {
+	return fmt.Sprintf("the source has %d bytes, and should have %d", e.Size, e.Want)
+}
+
+// Is makes it a source.ErrChanged.
+func (e *SizeError) Is(target error) bool { return target == source.ErrChanged }
+
 // blob opens its source when it is first read.
 type blob struct {
 	o Opener
@@ -85,7 +99,7 @@ func (b *blob) get(ctx context.Context) (source.Blob, error) {
 		return nil, err
 	}
 	if got.Size() != b.o.Size {
-		err = fmt.Errorf("%w: it has %d bytes, and should have %d", source.ErrChanged, got.Size(), b.o.Size)
+		err = &SizeError{Size: got.Size(), Want: b.o.Size}
 	} else if b.o.Bound != nil {
 		err = b.o.Bound(got)
 	}
