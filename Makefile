@@ -33,15 +33,15 @@ build: ## the binary, static, as bin/lacuna
 DEMO_ROOT ?= machine
 
 .PHONY: demo
-demo: ## mount an image from a local registry, run programs of it; then attach a file (root)
+demo: ## mount an image from a local registry, run programs of it; then attach a file (root). KEEP=1 keeps the registry
 	@[ "$$(id -u)" -eq 0 ] || { echo "make demo: mounting needs root" >&2; \
 		echo "hint: sudo env PATH=\"\$$PATH\" make demo" >&2; exit 3; }
 	@scripts/deps.sh demo
 	@$(MAKE) --no-print-directory build
 	@CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/demo ./demo
-	$(BIN)/demo -lacuna $(BIN)/lacuna -root $(DEMO_ROOT)
+	$(BIN)/demo -lacuna $(BIN)/lacuna -root $(DEMO_ROOT) $(if $(KEEP),-keep)
 	@echo
-	$(BIN)/lacuna demo
+	$(if $(KEEP),@:,$(BIN)/lacuna demo)
 
 .PHONY: test
 test: ## linters, vet, all tests; installs what they need when root

@@ -2,7 +2,7 @@
 // serves it from a registry on this machine, mounts it with bin/lacuna, runs
 // programs out of it, and tells how little of it had to be fetched for that.
 //
-//	demo [-lacuna bin/lacuna] [-size MIB] [-dir DIR] [-root machine|debian] [-latency 10ms] [-rate 50]
+//	demo [-lacuna bin/lacuna] [-size MIB] [-dir DIR] [-root machine|debian] [-latency 10ms] [-rate 50] [-keep]
 //
 // The image is made twice of the same files: as eStargz, whose layers can be read
 // at any place, and as ordinary gzip, whose layers have to be downloaded whole.
@@ -40,6 +40,7 @@ type options struct {
 	size    int64  // bytes of files in the image, about
 	latency time.Duration
 	rate    int64 // bytes a second
+	linger  bool  // the registry, until it is interrupted
 }
 
 func main() {
@@ -50,6 +51,7 @@ func main() {
 	mib := flag.Int64("size", 210, "size of the image's files in MiB, about")
 	flag.DurationVar(&o.latency, "latency", 10*time.Millisecond, "how long the registry thinks about each request")
 	mbs := flag.Int64("rate", 50, "how many MB the registry sends in a second, over all requests")
+	flag.BoolVar(&o.linger, "keep", false, "keep the registry in the end, to go on by hand, until Ctrl-C")
 	flag.Parse()
 	o.size, o.rate = *mib<<20, *mbs*1_000_000
 
@@ -66,7 +68,7 @@ func main() {
 	}
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := run(limited, o, os.Stdout)
+	err := run(limited, o, os.Stdout, ctx.Done())
 	switch {
 	case err == nil:
 		return
@@ -88,10 +90,12 @@ type demo struct {
 	out  io.Writer
 	work string // everything that it makes lies below
 	line *line
+	// until is closed when somebody ends the demo.
+	until <-chan struct{}
 }
 
 // run is the whole program.
-func run(ctx context.Context, o options, out io.Writer) error {
+func run(ctx context.Context, o options, out io.Writer, until <-chan struct{}) error {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting needs root")
 	}
@@ -99,7 +103,7 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("make the demo's directory: %w", err)
 	}
-	d := &demo{options: o, out: out, work: work, line: &line{latency: o.latency, rate: o.rate}}
+	d := &demo{options: o, out: out, work: work, line: &line{latency: o.latency, rate: o.rate}, until: until}
 	summary, err := d.prepared(ctx)
 	if err := errors.Join(err, sweep(work), os.RemoveAll(work)); err != nil {
 		return err

@@ -51,9 +51,26 @@ func (d *demo) show(ctx context.Context) (summary string, err error) {
 	if seen[0].digest != seen[1].digest {
 		return "", fmt.Errorf("the mounts differ: the digests of all their files are %s and %s", seen[0].digest, seen[1].digest)
 	}
+	if d.linger {
+		if err := d.keepOn(host); err != nil {
+			return "", err
+		}
+	}
 	return fmt.Sprintf("bash ran after %s with %s of %s MiB fetched; as gzip after %s, with %s of %s MiB",
 		seconds(seen[0].bash), number(seen[0].fetchedByBash), number(seen[0].total),
 		seconds(seen[1].bash), number(min(seen[1].fetchedByBash, seen[1].total)), number(seen[1].total)), nil
+}
+
+// keepOn leaves the registry to whoever goes on by hand.
+func (d *demo) keepOn(host string) error {
+	err := d.say(`
+the registry goes on until Ctrl-C; it has demo:estargz and demo:gzip. For example:
+  lacuna mount %[1]s/demo:estargz /mnt/app &
+  lacuna status
+  lacuna index --push %[1]s/demo:gzip
+  lacuna stop`, host)
+	<-d.until
+	return err
 }
 
 // build makes the images and returns how large their layers are.
