@@ -150,7 +150,7 @@ wrong, so that it is fetched again, and removes what was made for objects that
 are gone; it needs the cache for itself.
 
   # lacuna check
-  4075bd9263c8  ok       1.4 GiB of 4.4 GiB present
+  4075bd9263c8  ok       1.4 GiB of 4.4 GiB present  /mnt/big.iso
   # lacuna check --verify --repair 4075
 
 EXIT STATUS
@@ -188,17 +188,24 @@ func (c *checkCmd) Run(a *app) (err error) {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	reports, corrupt, failed := []cache.Report{}, 0, []error(nil)
+	names, err := daemon.NamesOf(cfg.Root)
+	if err != nil {
+		a.notes([]string{strings.ReplaceAll(err.Error(), "\n", "; ")})
+	}
+	reports, corrupt, failed := []checkedObject{}, 0, []error(nil)
 	for _, id := range ids {
 		rep, err := c.one(ctx, a, cfg, root, id)
+		if name := names[id]; name != "" {
+			rep.Name = name
+		}
 		if err != nil {
-			failed = append(failed, fmt.Errorf("check %s: %w", id.Short(), err))
+			failed = append(failed, fmt.Errorf("check %s: %w", strings.TrimRight(id.Short()+", "+rep.Name, ", "), err))
 			if ctx.Err() != nil {
 				break
 			}
 			continue // a source that is gone must not hide what the others have
 		}
-		if foundCorrupt(rep) {
+		if foundCorrupt(rep.Report) {
 			corrupt++
 		}
 		reports = append(reports, rep)
@@ -263,8 +270,15 @@ func (c *checkCmd) choose(root *cache.Root) (ids []ondemand.ObjectID, err error)
 	return ids, nil
 }
 
+// checkedObject is what check tells of an object.
+type checkedObject struct {
+	cache.Report
+	// Name is what it is of: where that is mounted or attached, or its source.
+	Name string `json:"name,omitempty"`
+}
+
 // one checks one object.
-func (c *checkCmd) one(ctx context.Context, a *app, cfg config.Config, root *cache.Root, id ondemand.ObjectID) (rep cache.Report, err error) {
+func (c *checkCmd) one(ctx context.Context, a *app, cfg config.Config, root *cache.Root, id ondemand.ObjectID) (rep checkedObject, err error) {
 	object, err := root.Object(id)
 	if err != nil {
 		return rep, err
@@ -277,6 +291,7 @@ func (c *checkCmd) one(ctx context.Context, a *app, cfg config.Config, root *cac
 		Progress: func(n int64) { p.show("checking "+id.Short(), n, object.Size()) },
 	}
 	meta := object.Meta()
+	rep.Name = daemon.SourceName(meta.Source)
 	if c.Verify {
 		if opt.Parts, err = daemon.PartsOf(root.Dir(), meta); err != nil {
 			return rep, err
@@ -290,13 +305,13 @@ func (c *checkCmd) one(ctx context.Context, a *app, cfg config.Config, root *cac
 		defer func() { err = errors.Join(err, blob.Close(), done()) }()
 		opt.Verify = func(ctx context.Context, off, n int64) (io.ReadCloser, error) { return blob.ReadRange(ctx, off, n) }
 	}
-	rep, err = object.Check(ctx, opt)
+	rep.Report, err = object.Check(ctx, opt)
 	hasDigest := func(p cache.Part) bool { return p.Digest != nil }
 	rep.Unverifiable = opt.Parts != nil && rep.Present > 0 && !slices.ContainsFunc(*opt.Parts, hasDigest)
 	return rep, err
 }
 
-func (c *checkCmd) print(a *app, reports []cache.Report) error {
+func (c *checkCmd) print(a *app, reports []checkedObject) error {
 	if c.JSON {
 		return a.printJSON(reports)
 	}
@@ -313,10 +328,10 @@ func foundCorrupt(r cache.Report) bool {
 	return r.Corrupt() || len(r.Recovered.Holes) > 0 || r.Recovered.Reset != ""
 }
 
-func reportText(r cache.Report) string {
+func reportText(r checkedObject) string {
 	var b strings.Builder
 	state, compared := "ok", ""
-	if foundCorrupt(r) {
+	if foundCorrupt(r.Report) {
 		state = "CORRUPT"
 	}
 	switch {
@@ -327,7 +342,8 @@ func reportText(r cache.Report) string {
 	case r.Compared > 0 && !r.Corrupt():
 		compared = ", " + sizeText(r.Compared) + " of that verified"
 	}
-	fmt.Fprintf(&b, "%.12s  %-7s  %s of %s present%s\n", r.ID, state, sizeText(r.Present), sizeText(r.Size), compared)
+	line := fmt.Sprintf("%.12s  %-7s  %s of %s present%s  %s", r.ID, state, sizeText(r.Present), sizeText(r.Size), compared, pathText(r.Name))
+	b.WriteString(strings.TrimRight(line, " ") + "\n")
 	list := func(what string, ranges []ondemand.Range) {
 		if len(ranges) == 0 {
 			return

@@ -122,17 +122,17 @@ func TestReportText(t *testing.T) {
 	for i := range many {
 		many[i] = ondemand.Range{Off: int64(i) * 8192, Len: 4096}
 	}
-	bad := cache.Report{ID: "0123456789abcdef", Size: 8192, Present: 4096, Mismatches: many}
+	bad := checkedObject{Report: cache.Report{ID: "0123456789abcdef", Size: 8192, Present: 4096, Mismatches: many}, Name: "/mnt/f"}
 	bad.Recovered.Holes = many[:1]
 	got := reportText(bad)
-	want := `0123456789ab  CORRUPT  4.0 KiB of 8.0 KiB present
+	want := `0123456789ab  CORRUPT  4.0 KiB of 8.0 KiB present  /mnt/f
   recorded as present, and holes: [0,+4096)
   other bytes than the source: [0,+4096) [8192,+4096) [16384,+4096) [24576,+4096) [32768,+4096) [40960,+4096) [49152,+4096) [57344,+4096) and 2 more
 `
 	if got != want {
 		t.Errorf("got\n%s", got)
 	}
-	if got := reportText(cache.Report{ID: "01", Size: 2, Present: 1, Verified: true}); got != "01  ok       1 B of 2 B present, bytes verified\n" {
+	if got := reportText(checkedObject{Report: cache.Report{ID: "01", Size: 2, Present: 1, Verified: true}}); got != "01  ok       1 B of 2 B present, bytes verified\n" {
 		t.Errorf("got %q", got)
 	}
 	if got := reportText(cache.Report{ID: "01", Size: 2, Present: 1, Compared: 1, Unverifiable: true}); got != "01  ok       1 B of 2 B present, cannot be verified: there is no digest of its bytes\n" {

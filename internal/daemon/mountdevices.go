@@ -38,6 +38,11 @@ func layerOrigin(img *oci.Image, l oci.Layer) origin {
 	return o
 }
 
+// nameOfLayer is layer n of an image for people.
+func nameOfLayer(img *oci.Image, n int) string {
+	return fmt.Sprintf("layer %d (%s)", n+1, shortDigest(img.Layers[n].Digest.String()))
+}
+
 func deviceMeta(img *oci.Image, n int, l prepare.Layer) (cache.Meta, error) {
 	raw, err := json.Marshal(layerOrigin(img, img.Layers[n]))
 	return cache.Meta{ID: l.Device, Size: l.Size, Source: raw}, err
@@ -76,7 +81,7 @@ func (i *Instance) serveDevicesLocked(ctx context.Context, m *mountedImage, open
 		} else {
 			var err error
 			if o, err = i.serveDevice(ctx, m, n, open); err != nil {
-				errs = append(errs, fmt.Errorf("layer %d: %w", n+1, err))
+				errs = append(errs, fmt.Errorf("%s, object %s: %w", nameOfLayer(m.image, n), layer.Device.Short(), err))
 				continue
 			}
 		}

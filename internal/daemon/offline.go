@@ -59,6 +59,51 @@ func filesIn(root, key string) (ids []ondemand.ObjectID, err error) {
 	return ids, nil
 }
 
+// NamesOf tells, for people, which objects are of what is attached or mounted by an
+// instance with this cache root. With an error it has those that can be told.
+func NamesOf(root string) (map[ondemand.ObjectID]string, error) {
+	names := make(map[ondemand.ObjectID]string)
+	add := func(id ondemand.ObjectID, name string) {
+		if names[id] != "" {
+			name = names[id] + ", " + name
+		}
+		names[id] = name
+	}
+	recs, err := records{filepath.Join(root, "served")}.list()
+	errs := []error{err}
+	for _, rec := range recs {
+		switch {
+		case rec.Kind == kindAttach:
+			add(ondemand.ObjectID(rec.Object), rec.Path)
+		case rec.fromManifest():
+			ids, err := filesIn(root, rec.Plan)
+			errs = append(errs, err)
+			for _, id := range ids {
+				add(id, "files of "+rec.Mount.Manifest+" on "+rec.Path)
+			}
+		case rec.Kind == kindMount:
+			plan, err := planIn(root, rec)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			for _, n := range plan.Devices {
+				add(plan.Layers[n].Device, fmt.Sprintf("%s of %s on %s", nameOfLayer(&plan.Image, n), plan.Image.Ref, rec.Path))
+			}
+		}
+	}
+	return names, errors.Join(errs...)
+}
+
+// planIn is the plan of a mounted image.
+func planIn(root string, rec record) (*prepare.Plan, error) {
+	library, err := prepare.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	return library.Load(rec.Plan)
+}
+
 // RedactSource is an object's description of its source without what is secret
 // in it.
 func RedactSource(raw json.RawMessage) json.RawMessage {
