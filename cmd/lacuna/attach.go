@@ -216,6 +216,9 @@ func (a *app) ask(do func(context.Context, *control.Client) error) error {
 	ctx, stop := interruptible()
 	defer stop()
 	client, err := a.dial(ctx, cfg)
+	if errors.Is(err, control.ErrNotRunning) {
+		return nobodyListens(cfg, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
@@ -54,6 +55,18 @@ func (a *app) dial(ctx context.Context, cfg config.Config) (*control.Client, err
 		if err := pauseFor(ctx, dialPause); err != nil {
 			return nil, err
 		}
+	}
+}
+
+// nobodyListens is err of dial, and says so where a process has the cache.
+func nobodyListens(cfg config.Config, err error) error {
+	pid, lookErr := cache.Holder(cfg.Root)
+	if lookErr != nil || pid == 0 {
+		return err
+	}
+	return &control.Error{
+		Message: fmt.Sprintf("%v, but process %d has the cache %s", err, pid, cfg.Root),
+		Hint:    "it starts, or it was told to stop and denies what is missing until nobody uses what it served: its log says which", Exit: control.ExitError,
 	}
 }
 

@@ -17,7 +17,7 @@ var update = flag.Bool("update", false, "rewrite testdata/help")
 // verbs are the commands that the top-level help lists.
 func verbs() []string {
 	return []string{
-		"mount", "umount", "index", "convert", "attach", "detach", "bind", "hydrate", "status", "inspect", "check", "features", "daemon", "demo", "version",
+		"mount", "umount", "index", "convert", "attach", "detach", "bind", "hydrate", "status", "inspect", "check", "features", "daemon", "stop", "demo", "version",
 	}
 }
 

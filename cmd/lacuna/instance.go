@@ -20,8 +20,10 @@ type daemonCmd struct {
 func (daemonCmd) Help() string {
 	return `The daemon does what mount, umount, attach, detach, bind, hydrate and status ask
 for over the control socket. A command that is given while it starts waits for
-it. It runs until SIGTERM or SIGINT, then takes down all that it served. SIGHUP
-upgrades it to the program that is now on disk; readers notice a delay at most.
+it. It runs until "lacuna stop", SIGTERM or SIGINT, then takes down all that it
+served; what is in use is served until it is free, or a second signal comes.
+SIGHUP upgrades it to the program that is now on disk; readers notice a delay at
+most.
 If its worker dies it is restarted, and readers that sleep get their data from
 the next one.
 
@@ -30,7 +32,7 @@ the next one.
   attached /mnt/big.iso (4.4 GiB)
 
 EXIT STATUS
-  0  it was stopped by a signal
+  0  it was stopped; with --keeper systemd 100 where "lacuna stop" did it
   1  error
   2  wrong usage, or a setting that cannot be
   3  not supported by this kernel or the cache's filesystem, or not root

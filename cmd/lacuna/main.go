@@ -51,6 +51,7 @@ type cli struct {
 	Check    checkCmd    `cmd:"" help:"Prove what the cache says of its objects."`
 	Features featuresCmd `cmd:"" help:"Show what this kernel can do."`
 	Daemon   daemonCmd   `cmd:"" help:"Run the daemon."`
+	Stop     stopCmd     `cmd:"" help:"End the instance; what is in use is served until it is free."`
 	Demo     demoCmd     `cmd:"" help:"Show the main job against a server on this machine."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 

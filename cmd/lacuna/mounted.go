@@ -31,7 +31,7 @@ func mountedText(b *strings.Builder, m control.Mounted) {
 		fmt.Fprintf(b, "  fetched   %s in %s\n", sizeText(all.Fetched), count(all.Requests, "request"))
 	}
 	if m.Leaving {
-		b.WriteString("  note      it is unmounted, and still in use\n")
+		fmt.Fprintf(b, "  note      it is unmounted, and still in use by %s\n", m.Users)
 	}
 	if m.Manifest == "" {
 		for _, l := range m.Layers {

@@ -32,8 +32,12 @@ func (p *plainLog) Handle(_ context.Context, r slog.Record) error {
 		b.WriteString("error: ")
 	}
 	b.WriteString(r.Message)
-	sep := ": "
+	sep, hint := ": ", ""
 	attr := func(a slog.Attr) bool {
+		if a.Key == "hint" {
+			hint = "hint: " + a.Value.String() + "\n"
+			return true
+		}
 		value := strings.ReplaceAll(a.Value.String(), "\n", "; ")
 		switch a.Value.Kind() {
 		case slog.KindDuration:
@@ -56,7 +60,7 @@ func (p *plainLog) Handle(_ context.Context, r slog.Record) error {
 		attr(a)
 	}
 	r.Attrs(attr)
-	b.WriteByte('\n')
+	b.WriteString("\n" + hint)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	_, err := io.WriteString(p.out, b.String())

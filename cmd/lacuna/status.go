@@ -102,12 +102,7 @@ func statusText(s control.Status, now time.Time) string {
 		boundText(&b, d)
 	}
 	for _, f := range s.Broken {
-		undo := "detach"
-		if f.Kind == "mount" {
-			undo = "umount"
-		}
-		fmt.Fprintf(&b, "\n%s\n  BROKEN    what is missing is denied, `lacuna %s` takes it down\n  reason    %s\n",
-			pathText(f.Path), undo, strings.ReplaceAll(f.Reason, "\n", "; "))
+		brokenText(&b, f)
 	}
 	for _, u := range s.Unguarded {
 		fmt.Fprintf(&b, "\nUNGUARDED from %s to %s: readers may have seen zeros in\n  %s\n",
@@ -123,6 +118,19 @@ func statusText(s control.Status, now time.Time) string {
 		fmt.Fprintf(&b, "  %s\n", strings.ReplaceAll(e, "\n", "; "))
 	}
 	return b.String()
+}
+
+// brokenText is what status says of what cannot be served.
+func brokenText(b *strings.Builder, f control.Broken) {
+	undo := "`lacuna detach` takes it down"
+	switch {
+	case f.Leaving:
+		undo = "it is unmounted, and still in use by " + f.Users
+	case f.Kind == "mount":
+		undo = "`lacuna umount` takes it down"
+	}
+	fmt.Fprintf(b, "\n%s\n  BROKEN    what is missing is denied, %s\n  reason    %s\n",
+		pathText(f.Path), undo, strings.ReplaceAll(f.Reason, "\n", "; "))
 }
 
 // requestsText leaves out what is rare and did not happen.
@@ -162,7 +170,7 @@ func attachedText(b *strings.Builder, f control.Attached) {
 		b.WriteByte('\n')
 	}
 	if f.Leaving {
-		b.WriteString("  note      it is detached, and still in use\n")
+		fmt.Fprintf(b, "  note      it is detached, and still in use by %s\n", f.Users)
 	}
 	if !f.Ranges {
 		b.WriteString("  note      the server does not serve ranges: downloaded once, in order\n")

@@ -175,6 +175,18 @@ func (c *Client) Bind(ctx context.Context, q BindRequest) (reply BindReply, err 
 	return reply, err
 }
 
+// Stop has the instance end, and tells whom it waits for.
+func (c *Client) Stop(ctx context.Context) (reply StopReply, err error) {
+	err = again(ctx, "stop", func(n int) (bool, error) {
+		reply, err = call[StopReply](ctx, c, "stop", struct{}{})
+		if n > 0 && errors.Is(err, ErrNotRunning) {
+			return true, nil // it has ended before it could answer
+		}
+		return false, err
+	})
+	return reply, err
+}
+
 // Status asks for the instance's state.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
 	err = again(ctx, "status", func(int) (bool, error) {

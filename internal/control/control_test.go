@@ -49,6 +49,9 @@ func (h handlers) Hydrate(ctx context.Context, q HydrateRequest, progress func(P
 	return h.hydrate(ctx, q, progress)
 }
 func (h handlers) Status(ctx context.Context) (Status, error) { return h.status(ctx) }
+func (h handlers) Stop(context.Context) (StopReply, error) {
+	return StopReply{Waits: []string{"/mnt: somebody"}}, nil
+}
 
 // serve runs a server of h on a new socket until the test ends.
 func serve(t testing.TB, h Handler) (*Client, string) {
@@ -107,6 +110,9 @@ func TestEveryVerbCrossesOver(t *testing.T) {
 		t.Errorf("attach: %+v, %v", reply, err)
 	}
 	ok(t, c.Detach(ctx, detach))
+	if reply, err := c.Stop(ctx); err != nil || !reflect.DeepEqual(reply.Waits, []string{"/mnt: somebody"}) {
+		t.Errorf("stop: %+v, %v", reply, err)
+	}
 	if reply, err := c.Bind(ctx, bind); err != nil || !reflect.DeepEqual(reply, wantBind) {
 		t.Errorf("bind: %+v, %v", reply, err)
 	}

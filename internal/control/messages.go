@@ -128,8 +128,9 @@ type Mounted struct {
 	Manifest string `json:"manifest,omitempty"`
 	// Digest is that of the image's manifest, or of the manifest's text.
 	Digest string `json:"digest"`
-	// Leaving: it is unmounted, and still in use.
+	// Leaving: it is unmounted, and still in use by Users, in words.
 	Leaving bool           `json:"leaving,omitempty"`
+	Users   string         `json:"users,omitempty"`
 	Files   int            `json:"files"`
 	Layers  []MountedLayer `json:"layers"`
 	// Of a manifest's contents, how many have no digest, and how many have one that
@@ -212,6 +213,12 @@ type Status struct {
 	Errors []string `json:"errors,omitempty"`
 }
 
+// StopReply tells what a stop waits for.
+type StopReply struct {
+	// Waits says what is in use, and by whom; empty: the instance ends now.
+	Waits []string `json:"waits,omitempty"`
+}
+
 // Requests counts misses since the worker started.
 type Requests struct {
 	Pending   uint64 `json:"pending"`
@@ -236,8 +243,9 @@ type Attached struct {
 	Size     int64 `json:"size"`
 	Present  int64 `json:"present"`
 	Complete bool  `json:"complete"`
-	// Leaving: it is detached, and still in use.
-	Leaving bool `json:"leaving,omitempty"`
+	// Leaving: it is detached, and still in use by Users, in words.
+	Leaving bool   `json:"leaving,omitempty"`
+	Users   string `json:"users,omitempty"`
 	// Verified is "yes", "pending" (a digest is known and checked once
 	// complete) or "unverifiable" (no digest is known).
 	Verified string `json:"verified"`
@@ -270,9 +278,12 @@ type Bound struct {
 // Broken is one attached file or bound directory that cannot be served.
 type Broken struct {
 	Path string `json:"path"`
-	// Kind is "attach" or "bind".
+	// Kind is "attach", "bind" or "mount".
 	Kind   string `json:"kind"`
 	Reason string `json:"reason"`
+	// Leaving: it is taken away, and still in use by Users, in words.
+	Leaving bool   `json:"leaving,omitempty"`
+	Users   string `json:"users,omitempty"`
 }
 
 // Unguarded is a time in which attached files could be read and nobody stopped

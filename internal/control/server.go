@@ -16,6 +16,14 @@ import (
 type Handler interface {
 	Files
 	Mounts
+	Life
+}
+
+// Life is the part about the instance itself.
+type Life interface {
+	// Stop has the instance take down what nobody uses and end, and tells whom it
+	// waits for first. It returns before that: a second call tells who is left.
+	Stop(context.Context) (StopReply, error)
 }
 
 // Mounts is the part about images.
@@ -62,6 +70,9 @@ func NewServer(h Handler) *Server {
 	}))
 	mux.HandleFunc("POST /v1/status", handle(func(ctx context.Context, _ struct{}) (Status, error) {
 		return h.Status(ctx)
+	}))
+	mux.HandleFunc("POST /v1/stop", handle(func(ctx context.Context, _ struct{}) (StopReply, error) {
+		return h.Stop(ctx)
 	}))
 	mux.HandleFunc("POST /v1/hydrate", func(w http.ResponseWriter, r *http.Request) { hydrate(h, w, r) })
 	return &Server{http: http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}}

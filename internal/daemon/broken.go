@@ -82,26 +82,26 @@ func (i *Instance) changeMark(path string, change func(group, file *sys.FD) erro
 	return errors.Join(err, file.Close())
 }
 
-// detachBroken takes down what cannot be served, unless somebody uses it. verb is
-// for messages.
-func (i *Instance) detachBroken(verb string, f *attachedFile) (err error) {
+// detachBroken takes down what cannot be served, unless somebody uses it, or lazily,
+// when nobody does any more. verb is for messages.
+func (i *Instance) detachBroken(verb string, f *attachedFile, lazy bool) (err error) {
 	rec := f.record
-	drop := i.dropBrokenShownLocked
+	drop := func(f *attachedFile) error { return i.dropBrokenShownLocked(f, lazy) }
 	if rec.Kind == kindBind {
 		var left []standing
 		if left, err = boundLeft([]record{rec}, i.heldNow(), i.client.KeeperPID()); len(left) > 0 {
 			return refuse(control.ExitInUse, "let them close it, then detach again", "detach %s: in use: %s", rec.Path, left[0].users())
 		}
 		drop = i.dropBrokenBindLocked
-	} else {
+	} else if !lazy {
 		err = rec.alone()
 	}
 	if err == nil {
 		i.mu.Lock()
 		if i.files[rec.key()] != f {
 			err = errors.New("another command has taken it down meanwhile")
-		} else if err = drop(f); err == nil {
-			delete(i.files, rec.key())
+		} else {
+			err = drop(f)
 		}
 		i.mu.Unlock()
 	}
@@ -134,17 +134,28 @@ func (i *Instance) brokenLocked(path string) *attachedFile {
 }
 
 // dropBrokenShownLocked undoes an attach, or a mount, of which little is known but the
-// record; EBUSY, wrapped, where it is in use.
-func (i *Instance) dropBrokenShownLocked(f *attachedFile) error {
+// record; EBUSY, wrapped, where it is in use. A lazy one leaves it to those who use it,
+// denied, until forgetBrokenLocked.
+func (i *Instance) dropBrokenShownLocked(f *attachedFile, lazy bool) error {
 	rec := f.record
-	if err := rec.takeOff(false); err != nil {
+	if err := rec.takeOff(lazy); err != nil {
 		return err
 	}
 	if alive, err := rec.alive(); err != nil {
 		return err
 	} else if alive {
+		f.leaving = true
+		if lazy {
+			return nil
+		}
 		return fmt.Errorf("%s is unmounted and still in use: %w", rec.Path, syscall.EBUSY)
 	}
+	return i.forgetBrokenLocked(f)
+}
+
+// forgetBrokenLocked undoes the rest of what cannot be served, and cannot be read any more.
+func (i *Instance) forgetBrokenLocked(f *attachedFile) error {
+	rec := f.record
 	if f.half != nil {
 		if err := i.releaseDevicesLocked(f.half); err != nil {
 			return err
@@ -160,7 +171,11 @@ func (i *Instance) dropBrokenShownLocked(f *attachedFile) error {
 			return err
 		}
 	}
-	return i.dropLocked(rec)
+	if err := i.dropLocked(rec); err != nil {
+		return err
+	}
+	delete(i.files, rec.key())
+	return nil
 }
 
 // shownByOthers is the objects that must stay marked without the record with that key.
@@ -195,5 +210,9 @@ func (i *Instance) dropBrokenBindLocked(f *attachedFile) error {
 			return err
 		}
 	}
-	return errors.Join(i.unholdBind(rec.Path), i.records.remove(rec.Path))
+	if err := errors.Join(i.unholdBind(rec.Path), i.records.remove(rec.Path)); err != nil {
+		return err
+	}
+	delete(i.files, rec.key())
+	return nil
 }

@@ -50,7 +50,7 @@ func (i *Instance) detach(ctx context.Context, q control.DetachRequest) (err err
 		return err
 	}
 	if f.broken != nil {
-		return i.detachBroken("detach", f)
+		return i.detachBroken("detach", f, false)
 	}
 	if whole != nil && f.object != object {
 		return refuse(control.ExitInUse, "detach it again", "detach %s: something else was attached there meanwhile", path)
@@ -87,8 +87,7 @@ func (i *Instance) takeOffFile(f *attachedFile, whole *os.File) error {
 	}
 	err := i.forgetLocked(f)
 	if whole != nil {
-		delete(i.covered, path) // it takes the place of what was made there
-		err = errors.Join(err, place(whole, path), i.records.remove(path))
+		err = errors.Join(err, place(whole, path), i.uncoverLocked(path), i.records.remove(path))
 	}
 	return err
 }
@@ -127,7 +126,7 @@ func (i *Instance) forgetLocked(f *attachedFile) error {
 		f.leaving = true
 		return err
 	}
-	delete(i.files, f.record.Path)
+	delete(i.files, f.record.key())
 	return errors.Join(i.clearLocked(f.record, alive), i.releaseLocked(f.object, f.record.Forget))
 }
 
@@ -137,18 +136,36 @@ func (i *Instance) forgetLocked(f *attachedFile) error {
 // while the place is used again.
 func (i *Instance) clearLocked(rec record, alive bool) error {
 	if rec.Placeholder && (alive || i.usedLocked(rec.Path)) {
-		i.covered[rec.key()] = rec
-		return nil
+		return i.coverLocked(rec)
 	}
 	err := dropPlaceholder(rec)
 	if errors.Is(err, syscall.EBUSY) { // somebody has mounted something on it
-		i.covered[rec.key()] = rec
-		return nil
+		return i.coverLocked(rec)
 	}
 	if err != nil {
 		return err
 	}
 	return i.records.remove(rec.key())
+}
+
+// coverLocked keeps the record of what was made to mount on until that can be removed.
+// It goes by a name of its own: what is served at its path meanwhile has another record.
+func (i *Instance) coverLocked(rec record) error {
+	rec, err := i.leftLocked(rec)
+	i.covered[rec.key()] = rec
+	return err
+}
+
+// uncoverLocked forgets what was made at path to mount on: something else took its place.
+func (i *Instance) uncoverLocked(path string) error {
+	var errs []error
+	for key, rec := range i.covered {
+		if rec.Path == path {
+			delete(i.covered, key)
+			errs = append(errs, i.records.remove(key))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // usedLocked tells whether something is served at path, or is about to be.

@@ -70,6 +70,12 @@ func (e explained) Bind(ctx context.Context, q control.BindRequest) (control.Bin
 	return reply, toldError(err)
 }
 
+// Stop is the instance's.
+func (e explained) Stop(ctx context.Context) (control.StopReply, error) {
+	reply, err := e.Handler.Stop(ctx)
+	return reply, toldError(err)
+}
+
 // Hydrate is the instance's.
 func (e explained) Hydrate(ctx context.Context, q control.HydrateRequest, progress func(control.Progress)) error {
 	return toldError(e.Handler.Hydrate(ctx, q, progress))

@@ -120,7 +120,8 @@ func (h handler) Bind(context.Context, control.BindRequest) (control.BindReply, 
 func (h handler) Hydrate(context.Context, control.HydrateRequest, func(control.Progress)) error {
 	return h.err
 }
-func (h handler) Status(context.Context) (control.Status, error) { return control.Status{}, h.err }
+func (h handler) Stop(context.Context) (control.StopReply, error) { return control.StopReply{}, h.err }
+func (h handler) Status(context.Context) (control.Status, error)  { return control.Status{}, h.err }
 
 func TestErrorsOverTheSocketAreExplained(t *testing.T) {
 	ctx := context.Background()

@@ -62,7 +62,7 @@ type Instance struct {
 	objects   map[ondemand.ObjectID]*servedObject
 	bound     map[string]*boundDir // by directory
 	mounts    map[string]*mountedImage
-	covered   map[string]record // what was made to mount on and is mounted on elsewhere, by path
+	covered   map[string]record // what was made to mount on and is mounted on elsewhere, by key
 	unguarded []control.Unguarded
 
 	counts fileCounts // with its lock held errMu may be taken, and no other

@@ -148,20 +148,35 @@ func unattended(ctx context.Context, held keeper.Held) error {
 type eventLog struct {
 	log *slog.Logger
 
-	mu   sync.Mutex // guards last
-	last string     // what was last told of a last stop that is tried again each second
+	mu   sync.Mutex      // guards told
+	told map[string]bool // what was told of a last stop, which is tried again each second
 }
 
-// tell tells of e, unless it is what was told last.
+// isKnown tells whether nothing in an error of a last stop is new. Who uses something
+// changes each second; what stands does not.
+func (l *eventLog) isKnown(err error) bool {
+	what := []string{err.Error()}
+	var standing *standingError
+	if errors.As(err, &standing) {
+		what = standing.paths
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.told == nil {
+		l.told = make(map[string]bool)
+	}
+	known := true
+	for _, w := range what {
+		known = known && l.told[w]
+		l.told[w] = true
+	}
+	return known
+}
+
+// tell tells of e, unless it was told before.
 func (l *eventLog) tell(e keeper.Event) {
-	if e.What == keeper.LastStopError {
-		l.mu.Lock()
-		known := e.Err.Error() == l.last
-		l.last = e.Err.Error()
-		l.mu.Unlock()
-		if known {
-			return
-		}
+	if e.What == keeper.LastStopError && l.isKnown(e.Err) {
+		return
 	}
 	level := slog.LevelInfo
 	switch e.What {

@@ -22,12 +22,31 @@ func (i *Instance) forgetLeft() {
 	}
 	for _, f := range i.files {
 		if f.leaving {
-			if err := i.forgetLocked(f); err != nil {
-				i.report("releasing "+f.record.Path, err)
-			}
+			i.forgetFileLocked(f)
 		}
 	}
 	i.clearCoveredLocked()
+}
+
+// forgetFileLocked releases a file that is not mounted any more, or what was attached
+// or mounted and cannot be served, once nobody can read it.
+func (i *Instance) forgetFileLocked(f *attachedFile) {
+	forget := i.forgetLocked
+	if f.broken != nil {
+		alive, err := f.record.alive()
+		if err != nil {
+			i.report("releasing "+f.record.Path, err)
+			return
+		}
+		f.leaving = true
+		if alive {
+			return
+		}
+		forget = i.forgetBrokenLocked
+	}
+	if err := forget(f); err != nil {
+		i.report("releasing "+f.record.Path, err)
+	}
 }
 
 // noticeLocked finds out which mounts somebody else has taken away, with umount(8) or
@@ -52,13 +71,11 @@ func (i *Instance) noticeLocked() {
 		}
 	}
 	for _, f := range i.files {
-		if f.object == nil || f.broken != nil || f.leaving || f.record.standing(mounts) {
+		if f.object == nil && f.broken == nil || f.record.Kind == kindBind || f.leaving || f.record.standing(mounts) {
 			continue
 		}
 		i.log.Info("somebody else has unmounted it", "file", f.record.Path)
-		if err := i.forgetLocked(f); err != nil {
-			i.report("releasing "+f.record.Path, err)
-		}
+		i.forgetFileLocked(f)
 	}
 }
 

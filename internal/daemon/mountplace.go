@@ -57,6 +57,8 @@ func (i *Instance) takenLocked(verb, path string) error {
 	switch {
 	case m != nil && m.leaving:
 		return i.setAsideLocked(m)
+	case f != nil && f.broken != nil && f.leaving:
+		return i.setAsideBrokenLocked(f)
 	case f != nil && f.leaving:
 		return &inUseError{record: f.record, hint: "let them close it, or choose another place",
 			text: verb + " " + path + ": what was attached there is detached, and still in use"}
@@ -77,19 +79,46 @@ func (i *Instance) takenLocked(verb, path string) error {
 // setAsideLocked has a mount that is unmounted, and still in use, go by a name of its
 // own: its path is free for what comes next, and its users are served on.
 func (i *Instance) setAsideLocked(m *mountedImage) error {
-	rec := m.record
-	rec.Left = "left-" + rand.Text()
-	// Who comes between the two finds it twice, and never not at all.
-	if err := i.records.put(rec); err != nil {
+	rec, err := i.leftLocked(m.record)
+	if err != nil {
 		return err
-	}
-	if err := i.records.remove(m.record.key()); err != nil {
-		return errors.Join(err, i.records.remove(rec.key()))
 	}
 	delete(i.mounts, m.record.key())
 	m.record = rec
 	i.mounts[rec.key()] = m
 	return nil
+}
+
+// setAsideBrokenLocked is setAsideLocked for what cannot be served, and is denied on.
+func (i *Instance) setAsideBrokenLocked(f *attachedFile) error {
+	rec, err := i.leftLocked(f.record)
+	if err != nil {
+		return err
+	}
+	delete(i.files, f.record.key())
+	f.record = rec
+	if f.half != nil {
+		f.half.record = rec
+	}
+	i.files[rec.key()] = f
+	return nil
+}
+
+// leftLocked has the record go by a name of its own. With an error it is as it was.
+func (i *Instance) leftLocked(rec record) (record, error) {
+	if rec.Left != "" {
+		return rec, nil
+	}
+	left := rec
+	left.Left = "left-" + rand.Text()
+	// Who comes between the two finds it twice, and never not at all.
+	if err := i.records.put(left); err != nil {
+		return rec, err
+	}
+	if err := i.records.remove(rec.key()); err != nil {
+		return rec, errors.Join(err, i.records.remove(left.key()))
+	}
+	return left, nil
 }
 
 // needsDirectory tells whether the directory is absent; one that is there must

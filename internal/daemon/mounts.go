@@ -78,7 +78,7 @@ func (i *Instance) Mount(ctx context.Context, q control.MountRequest) (reply con
 // prepare opens the image and has everything made that a mount needs. Where its
 // registry cannot be reached, what was mounted under the name before does.
 func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oci.Image, plan *prepare.Plan, notes []string, err error) {
-	asked := prepare.Asked{Ref: q.Image, Platform: q.Platform, Format: prepare.Wish(q.Format)}
+	asked := prepare.Asked{Ref: q.Image, Platform: q.Platform, Hosts: q.HostsDir, Format: prepare.Wish(q.Format)}
 	err = i.patiently(ctx, "asking for "+q.Image, func() (err error) {
 		img, err = oci.Open(ctx, q.Image, i.sources.imageOptions(q))
 		return err
@@ -103,6 +103,9 @@ func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oc
 	}
 	// What follows is done with mu held, and asks the registry nothing.
 	img.AssumeRanges(plan.Sequential)
+	if q.Platform == "" && !oci.RunsHere(img.Platform) {
+		notes = append(notes, fmt.Sprintf("the image is for %s: its programs do not run on this machine", img.Platform))
+	}
 	for n, l := range plan.Layers {
 		if l.Why != "" {
 			notes = append(notes, fmt.Sprintf("layer %d (%s) is downloaded whole: %s", n+1, shortDigest(img.Layers[n].Digest.String()), l.Why))
@@ -212,7 +215,7 @@ func (i *Instance) umount(q control.UmountRequest) error {
 	missing := err == nil && !m.complete()
 	i.mu.Unlock()
 	if f != nil && m == nil {
-		return i.detachBroken("umount", f)
+		return i.detachBroken("umount", f, q.Lazy)
 	}
 	if err != nil {
 		return err

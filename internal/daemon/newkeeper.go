@@ -49,7 +49,7 @@ func (w *worker) leaveKept() error {
 	if err := w.client.Barrier(ctx); !errors.Is(err, keeper.ErrKeeperLost) {
 		return err
 	}
-	if w.ending || w.s.Foreground { // a foreground command is over with its keeper
+	if w.leaves || w.s.Foreground { // a foreground command is over with its keeper
 		if err := w.client.Stopping(); err != nil {
 			return err
 		}

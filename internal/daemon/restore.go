@@ -184,7 +184,7 @@ func (i *Instance) reattachLocked(rec record, leaving bool) error {
 			return err
 		}
 	}
-	i.files[rec.Path] = &attachedFile{record: rec, object: o, leaving: leaving}
+	i.files[rec.key()] = &attachedFile{record: rec, object: o, leaving: leaving}
 	return nil
 }
 

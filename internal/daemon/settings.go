@@ -67,6 +67,7 @@ const (
 	fdInflight = "inflight"
 	fdLock     = "root-lock"
 	fdControl  = "control-socket"
+	fdStop     = "stop" // there where a command has asked for the end
 )
 
 // descriptors is the limit of open files of a worker, and with it the number of

@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -12,23 +14,29 @@ import (
 
 // Status tells what is served and how it goes.
 func (i *Instance) Status(context.Context) (control.Status, error) {
-	s, layers := i.statusNow()
+	s, layers, leaving := i.statusNow()
 	i.mu.Lock()
-	waits := i.waits
 	s.Stopping = i.stopping
 	i.mu.Unlock()
-	for _, w := range waits { // without mu: it looks into all processes
-		s.Waits = append(s.Waits, w.path+": "+w.users())
+	s.Waits = i.waitsFor()
+	for _, l := range leaving { // without mu, too
+		*l.users = l.record.users(i.client.KeeperPID())
 	}
 	i.countFiles(s.Mounted, layers)
 	return s, nil
 }
 
-// statusNow is the status but for the numbers of files, and the layers whose files
-// are to be counted.
-func (i *Instance) statusNow() (control.Status, map[ondemand.ObjectID]countedLayer) {
+// leaving is what is not mounted any more and still used, and where its users are told.
+type leaving struct {
+	record record
+	users  *string
+}
+
+// statusNow is the status but for the numbers of files, the layers whose files are to
+// be counted, and what is leaving.
+func (i *Instance) statusNow() (s control.Status, layers map[ondemand.ObjectID]countedLayer, left []leaving) {
 	t := i.table.Stats()
-	s := control.Status{
+	s = control.Status{
 		Version: i.s.Version, Root: i.root.Dir(),
 		KeeperPID: i.client.KeeperPID(), WorkerPID: os.Getpid(),
 		Started: i.started, Foreground: i.s.Foreground,
@@ -36,38 +44,16 @@ func (i *Instance) statusNow() (control.Status, map[ondemand.ObjectID]countedLay
 			Pending: t.Pending, Filled: t.Filled, Failed: t.Failed, Expired: t.Expired,
 			Flushed: t.Flushed, Coalesced: t.Coalesced, P50: t.P50, P99: t.P99,
 		},
-		Attached: []control.Attached{}, Bound: []control.Bound{}, Mounted: []control.Mounted{},
+		Bound: []control.Bound{},
 	}
 	deaths := i.client.Deaths()
 	s.WorkerDeaths, s.LastDeath = deaths.Count, deaths.Last
-	layers := make(map[ondemand.ObjectID]countedLayer)
+	layers = make(map[ondemand.ObjectID]countedLayer)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.noticeLocked()
-	for _, f := range i.files {
-		if f.object != nil {
-			s.Attached = append(s.Attached, i.attachedStatus(f))
-		}
-		if f.broken != nil {
-			s.Broken = append(s.Broken, control.Broken{Path: f.record.Path, Kind: f.record.Kind, Reason: f.broken.Error()})
-		}
-	}
-	slices.SortFunc(s.Attached, func(a, b control.Attached) int { return strings.Compare(a.File, b.File) })
-	slices.SortFunc(s.Broken, func(a, b control.Broken) int { return strings.Compare(a.Path, b.Path) })
-	for _, m := range i.mounts {
-		if m.metadata() != "" {
-			s.Mounted = append(s.Mounted, i.mountedStatus(m, layers))
-		}
-	}
-	slices.SortFunc(s.Mounted, func(a, b control.Mounted) int {
-		if a.Dir == b.Dir && a.Leaving != b.Leaving { // what is there first
-			if a.Leaving {
-				return 1
-			}
-			return -1
-		}
-		return strings.Compare(a.Dir, b.Dir)
-	})
+	left = i.filesStatusLocked(&s)
+	left = append(left, i.mountsStatusLocked(&s, layers)...)
 	for _, b := range i.bound {
 		s.Bound = append(s.Bound, i.boundStatus(b))
 	}
@@ -76,7 +62,49 @@ func (i *Instance) statusNow() (control.Status, map[ondemand.ObjectID]countedLay
 	i.errMu.Lock()
 	defer i.errMu.Unlock()
 	s.Errors = slices.Clone(i.errors)
-	return s, layers
+	return s, layers, left
+}
+
+// filesStatusLocked adds what is attached, and what cannot be served.
+func (i *Instance) filesStatusLocked(s *control.Status) (left []leaving) {
+	files := slices.SortedFunc(maps.Values(i.files), func(a, b *attachedFile) int {
+		return strings.Compare(a.record.Path, b.record.Path)
+	})
+	// There are pointers into both.
+	s.Attached, s.Broken = make([]control.Attached, 0, len(files)), make([]control.Broken, 0, len(files))
+	for _, f := range files {
+		users := new(string)
+		if f.object != nil {
+			s.Attached = append(s.Attached, i.attachedStatus(f))
+			users = &s.Attached[len(s.Attached)-1].Users
+		}
+		if f.broken != nil {
+			s.Broken = append(s.Broken, control.Broken{Path: f.record.Path, Kind: f.record.Kind, Reason: f.broken.Error(), Leaving: f.leaving})
+			users = &s.Broken[len(s.Broken)-1].Users
+		}
+		if f.leaving {
+			left = append(left, leaving{f.record, users})
+		}
+	}
+	return left
+}
+
+// mountsStatusLocked adds what is mounted: of one directory what is there first.
+func (i *Instance) mountsStatusLocked(s *control.Status, layers map[ondemand.ObjectID]countedLayer) (left []leaving) {
+	mounts := slices.SortedFunc(maps.Values(i.mounts), func(a, b *mountedImage) int {
+		return cmp.Or(strings.Compare(a.record.Path, b.record.Path), strings.Compare(a.record.Left, b.record.Left))
+	})
+	s.Mounted = make([]control.Mounted, 0, len(mounts))
+	for _, m := range mounts {
+		if m.metadata() == "" {
+			continue
+		}
+		s.Mounted = append(s.Mounted, i.mountedStatus(m, layers))
+		if m.leaving {
+			left = append(left, leaving{m.record, &s.Mounted[len(s.Mounted)-1].Users})
+		}
+	}
+	return left
 }
 
 func (i *Instance) attachedStatus(f *attachedFile) control.Attached {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
-	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/keeper"
 	"github.com/lacunafs/lacuna/internal/mount"
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -21,15 +20,15 @@ import (
 // busyPoll is how often a stopping instance looks whether files are still open.
 const busyPoll = 200 * time.Millisecond
 
-// busyWait is how long a stopping instance goes on serving files that are open
-// before it leaves them to its keeper, which denies.
+// busyWait is how long an instance that could not begin goes on serving files that
+// are open before it leaves them to its keeper, which denies.
 const busyWait = 20 * time.Second
 
 // stop takes everything down: bound directories, then mounts. A file that is in
 // use keeps its mount or its mark and is served on, for wait at most, 0: until it
-// is free.
+// is free. looked is called each time that it is known what is in use.
 // The error says what stands even then: the group must not be closed yet.
-func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
+func (i *Instance) stop(ctx context.Context, wait time.Duration, looked func()) error {
 	if wait > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, wait)
@@ -46,21 +45,48 @@ func (i *Instance) stop(ctx context.Context, wait time.Duration) error {
 		i.mu.Lock()
 		i.waits = left
 		i.mu.Unlock()
+		looked()
 		if len(left) == 0 && known {
 			return err
 		}
-		for _, l := range left {
-			if !told[l.path] {
-				told[l.path] = true
-				i.log.Warn("waiting for what is in use", "path", l.path, "users", l.users())
-			}
-		}
+		i.tellWaits(left, told)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return errors.Join(err, i.leaveBound(), stillUsed(left, ": missing data is denied until that ends"))
 		}
 	}
+}
+
+// tellWaits tells of what a stop waits for, once.
+func (i *Instance) tellWaits(left []standing, told map[string]bool) {
+	for _, l := range left {
+		if told[l.path] {
+			continue
+		}
+		args := []any{"path", l.path, "users", l.users()}
+		if len(told) == 0 {
+			hint := "`lacuna status` tells who is left"
+			if !i.s.Systemd {
+				hint += "; after a second signal it waits for nobody, and what is missing gives errors"
+			}
+			args = append(args, "hint", hint)
+		}
+		told[l.path] = true
+		i.log.Warn("waiting for what is in use", args...)
+	}
+}
+
+// waitsFor is what a stop waits for, and whom. It looks into all processes, so mu is
+// not held.
+func (i *Instance) waitsFor() (told []string) {
+	i.mu.Lock()
+	waits := i.waits
+	i.mu.Unlock()
+	for _, w := range waits {
+		told = append(told, w.path+": "+w.users())
+	}
+	return told
 }
 
 // standing is what cannot be taken down yet.
@@ -70,13 +96,25 @@ type standing struct {
 	users func() string
 }
 
+// standingError says what stands.
+type standingError struct {
+	paths []string
+	text  string
+}
+
+// Error names who uses it.
+func (e *standingError) Error() string { return e.text }
+
 // stillUsed is the error that says what stands.
 func stillUsed(left []standing, then string) error {
+	e := &standingError{}
 	var all []string
 	for _, l := range left {
+		e.paths = append(e.paths, l.path)
 		all = append(all, l.path+": "+l.users())
 	}
-	return fmt.Errorf("still in use: %s%s", strings.Join(all, "; "), then)
+	e.text = fmt.Sprintf("still in use: %s%s", strings.Join(all, "; "), then)
+	return e
 }
 
 // takeDownAll takes down what can be, and tells what is in use. Where it is not
@@ -259,11 +297,7 @@ func shownIn(root string, rec record) (ids []ondemand.ObjectID, err error) {
 	case rec.fromManifest():
 		return nil, errors.New("what of it is verified only the instance knows")
 	}
-	library, err := prepare.Open(root)
-	if err != nil {
-		return nil, err
-	}
-	plan, err := library.Load(rec.Plan)
+	plan, err := planIn(root, rec)
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,9 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	w := &worker{Instance: i, signals: signals, env: env, failed: make(chan error, 2)}
+	w.end.asked, w.end.looked = make(chan struct{}, 1), make(chan struct{})
+	w.end.held = len(held[fdStop]) > 0
+	i.stopping = w.end.held
 	legacy, err := i.open(ctx)
 	if err != nil {
 		return 1, errors.Join(err, w.leaveKept(), i.close(), client.Close())
@@ -72,7 +75,7 @@ func RunWorker(s Settings, from keeper.Environment, env []string, log *slog.Logg
 	stopServing()
 	err = errors.Join(err, <-served)
 	i.front.Drain()
-	return 0, errors.Join(err, i.close(), client.Close())
+	return w.exit, errors.Join(err, i.close(), client.Close())
 }
 
 // worker is an Instance with what moves it.
@@ -82,7 +85,9 @@ type worker struct {
 	env      []string
 	failed   chan error
 	handOver bool
-	ending   bool // for good: what it leaves is only to be undone
+	leaves   bool // for good: what it leaves is only to be undone
+	end      ending
+	exit     int // with which the process ends where all is well
 	server   *control.Server
 	socket   control.Name
 }
@@ -90,13 +95,20 @@ type worker struct {
 // run serves until the end, and returns with everything undone, or with
 // handOver set, or with a status other than 0.
 func (w *worker) run(ctx context.Context) (int, error) {
+	stopping := w.end.held // others may call Stop from listen on
 	if err := w.listen(); err != nil {
 		return 1, err
 	}
+	if stopping { // the worker before was at it
+		if err := w.client.Ready(); err != nil {
+			return 1, err
+		}
+		return w.finish(ctx)
+	}
 	if err := w.begin(ctx); err != nil {
 		// The first start failed: what it made is undone again.
-		w.ending = true
-		return 1, errors.Join(err, w.stop(ctx, busyWait), w.socket.Remove(), w.server.Close())
+		w.leaves = true
+		return 1, errors.Join(err, w.stop(ctx, busyWait, func() {}), w.socket.Remove(), w.server.Close())
 	}
 	if err := w.client.Ready(); err != nil {
 		return 1, err
@@ -113,14 +125,16 @@ func (w *worker) run(ctx context.Context) (int, error) {
 			w.checkLoops()
 			w.forgetLeft()
 			if w.s.Foreground && w.servesNothing() {
-				return w.end(ctx) // all was detached by another command
+				return w.finish(ctx) // all was detached by another command
 			}
+		case <-w.end.asked:
+			return w.finish(ctx)
 		case err := <-w.failed:
 			return 1, err // the keeper starts the next one
 		case <-w.client.Lost():
 			if w.s.Foreground {
 				w.log.Warn("the keeper has died: stopping")
-				return w.end(ctx)
+				return w.finish(ctx)
 			}
 			w.newKeeper(ctx)
 		case sig := <-w.signals:
@@ -131,7 +145,7 @@ func (w *worker) run(ctx context.Context) (int, error) {
 				return 0, nil
 			}
 			if w.isMeant(sig) {
-				return w.end(ctx)
+				return w.finish(ctx)
 			}
 		}
 	}
@@ -256,62 +270,4 @@ func (w *worker) has(path string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.files[path] != nil
-}
-
-// isMeant tells whether sig asks this process to stop. A terminal sends SIGINT and
-// SIGQUIT to the keeper as well, which then asks with SIGTERM: counted here they
-// would be asking twice.
-func (w *worker) isMeant(sig os.Signal) bool {
-	switch sig {
-	case syscall.SIGTERM:
-		return true
-	case syscall.SIGINT, syscall.SIGQUIT:
-		return w.s.Systemd || w.client.IsLost()
-	}
-	return false
-}
-
-// end undoes everything and tells the keeper that this is the end.
-func (w *worker) end(ctx context.Context) (int, error) {
-	w.log.Info("stopping")
-	w.ending = true
-	lost, wait := w.client.IsLost(), busyWait
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if lost || w.s.Systemd {
-		wait = 0 // no keeper denies after us: stay until the last reader has closed
-	} else {
-		go func() {
-			for {
-				select {
-				case sig := <-w.signals:
-					if w.isMeant(sig) { // asked again: wait for nobody
-						cancel()
-					}
-				case <-ctx.Done():
-					return
-				}
-			}
-		}()
-	}
-	err := w.stop(ctx, wait)
-	err = errors.Join(err, w.socket.Remove(), w.server.Close())
-	if lost {
-		return exitOf(err), err
-	}
-	if err == nil {
-		// Nothing needs the group any more: the keeper need not look.
-		for _, name := range []string{fdGroup, fdInflight, fdControl, fdLock} {
-			err = errors.Join(err, w.client.Remove(name))
-		}
-	}
-	err = errors.Join(err, w.client.Stopping())
-	return exitOf(err), err
-}
-
-func exitOf(err error) int {
-	if err != nil {
-		return 1
-	}
-	return 0
 }

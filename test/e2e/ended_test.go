@@ -60,14 +60,16 @@ func TestForegroundSaysWhatItWaitsFor(t *testing.T) {
 				h.close()
 				a.WaitEnd(0)
 				want := fmt.Sprintf("note: waiting for what is in use: %s, used by process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid)
-				if got := notesOf(a.Log.String()); !slices.Equal(got, []string{want}) {
-					t.Errorf("it says\n%s\nnot %s", strings.Join(got, "\n"), want)
+				if got := notesOf(a.Log.String()); !slices.Equal(got, []string{want, waitHint}) {
+					t.Errorf("it says\n%s\nnot %s\n%s", strings.Join(got, "\n"), want, waitHint)
 				}
 				a.wantGone()
 			})
 		}
 	}
 }
+
+const waitHint = "hint: `lacuna status` tells who is left; after a second signal it waits for nobody, and what is missing gives errors"
 
 // notesOf are the lines of a log but for the one that every manifest without
 // digests has.
@@ -109,6 +111,7 @@ func TestForegroundSaysWhatItDenies(t *testing.T) {
 			users := fmt.Sprintf("%s: process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid)
 			want := []string{
 				fmt.Sprintf("note: waiting for what is in use: %s, used by process %d (e2e.test)", what[len(what)-1], h.cmd.Process.Pid),
+				waitHint,
 				"lacuna: still in use: " + users + ": missing data is denied until that ends",
 				"error: undoing what the worker left: still in use: " + users,
 			}
