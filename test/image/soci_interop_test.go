@@ -91,10 +91,10 @@ func regular(t testing.TB, plain []byte) (list []regularFile) {
 // What soci create and soci push, and soci convert and a push by containerd, put into a
 // registry, is what an image is mounted by.
 func TestIndicesThatSOCIPushed(t *testing.T) {
+	m, w := start(t, ""), newSOCIWorld(t)
 	for kind, host := range registries {
 		t.Run(kind, func(t *testing.T) {
-			m := start(t, "")
-			w := newSOCIWorld(t)
+			m, w := &mounted{m.For(t), t}, w.in(t, "containerd")
 			image := forSOCI(t)
 			tree := image.tree(t)
 			ref := image.pushTo(t, host(t))
@@ -148,17 +148,16 @@ const getFiles = 67
 // What lacuna index puts into a registry is what SOCI's snapshotter finds and mounts
 // layers by, and what SOCI's tool accepts and reads files with.
 func TestIndicesForSOCI(t *testing.T) {
+	m, w := start(t, ""), newSOCIWorld(t)
 	for kind, host := range registries {
-		t.Run("v1/"+kind, func(t *testing.T) { indexForSOCI(t, "v1", host) })
+		t.Run("v1/"+kind, func(t *testing.T) { indexForSOCI(t, m, w.in(t, "soci"), "v1", host) })
 	}
-	t.Run("v2", func(t *testing.T) { indexForSOCI(t, "v2", registries["tag"]) })
+	t.Run("v2", func(t *testing.T) { indexForSOCI(t, m, w.in(t, "soci"), "v2", registries["tag"]) })
 }
 
-func indexForSOCI(t *testing.T, version string, host func(testing.TB) string) {
+func indexForSOCI(t *testing.T, m *mounted, w *sociWorld, version string, host func(testing.TB) string) {
 	t.Helper()
-	m := start(t, "")
-	w := newSOCIWorld(t)
-	w.contents = []string{"--content-store", "soci"}
+	m = &mounted{m.For(t), t}
 	image := forSOCI(t)
 	ref := image.pushTo(t, host(t))
 	m.Lacuna("index", "--span-size", "64KiB", "--min-layer-size", "0B", "--"+version, "--push", ref)

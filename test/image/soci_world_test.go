@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -29,20 +30,25 @@ import (
 // tools/soci/go.mod, and a containerd that has images and runs nothing.
 type sociWorld struct {
 	t            testing.TB
-	dir, root    string // root is SOCI's
+	dir, root    string // root is SOCI's, of a subtest
 	socket       string
 	tool, client string
-	contents     []string // flags that say where SOCI keeps what it makes
+	contents     string // where SOCI keeps what it makes: containerd or soci
 }
 
 func newSOCIWorld(t testing.TB) *sociWorld {
 	t.Helper()
 	dir := instance.Dir(t)
 	w := &sociWorld{
-		t: t, dir: dir, root: filepath.Join(dir, "soci"), socket: filepath.Join(dir, "socket"),
+		t: t, dir: dir, socket: filepath.Join(dir, "socket"),
 		tool:   ocitest.Tool(t, "soci", "soci", "github.com/awslabs/soci-snapshotter/cmd/soci", "CGO_ENABLED=1"),
 		client: ocitest.Tool(t, "soci", "soci-client", "./client", "CGO_ENABLED=1"),
 	}
+	t.Cleanup(func() {
+		if err := instance.Sweep(dir); err != nil && !t.Failed() {
+			t.Errorf("left behind: %v", err)
+		}
+	})
 	config := filepath.Join(dir, "containerd.toml")
 	if err := os.WriteFile(config, []byte("version = 3\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -69,6 +75,14 @@ func newSOCIWorld(t testing.TB) *sociWorld {
 	return w
 }
 
+// in is the machine for a subtest, with nothing that SOCI made or fetched before.
+func (w *sociWorld) in(t testing.TB, contents string) *sociWorld {
+	other := *w
+	other.t, other.contents = t, contents
+	other.root = filepath.Join(w.dir, strings.ReplaceAll(t.Name(), "/", "-"))
+	return &other
+}
+
 // environment has times in UTC: SOCI writes them in local time. And it has no logins.
 func (w *sociWorld) environment() []string {
 	return append(os.Environ(), "TZ=UTC", "HOME="+w.dir, "DOCKER_CONFIG="+w.dir, "OTEL_TRACES_EXPORTER=none")
@@ -76,7 +90,7 @@ func (w *sociWorld) environment() []string {
 
 func (w *sociWorld) run(program string, args ...string) string {
 	w.t.Helper()
-	cmd := exec.Command(program, args...)
+	cmd := exec.CommandContext(w.t.Context(), program, args...)
 	var told bytes.Buffer
 	cmd.Env, cmd.Stderr = w.environment(), &told
 	out, err := cmd.Output()
@@ -89,17 +103,16 @@ func (w *sociWorld) run(program string, args ...string) string {
 // soci runs SOCI's tool.
 func (w *sociWorld) soci(args ...string) string {
 	w.t.Helper()
-	flags := append([]string{"--address", w.socket, "--root", w.root}, w.contents...)
-	return w.run(w.tool, append(flags, args...)...)
+	return w.run(w.tool, append([]string{"--address", w.socket, "--root", w.root, "--content-store", w.contents}, args...)...)
 }
 
 // lazily mounts the layers with SOCI's snapshotter, by the index of the version that it
 // finds in the registry; use is called with where. Nothing is told of the index.
 func (w *sociWorld) lazily(ref, manifest, version string, layers []string, use func(dir string)) {
 	w.t.Helper()
-	at := filepath.Join(w.dir, "layers")
+	at := w.root + "-layers"
 	var told bytes.Buffer
-	cmd := exec.Command(w.client, append([]string{"mount", w.root, ref, manifest, version, at}, layers...)...)
+	cmd := exec.CommandContext(w.t.Context(), w.client, append([]string{"mount", w.root, ref, manifest, version, at}, layers...)...)
 	cmd.Env, cmd.Stderr = w.environment(), &told
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -113,11 +126,13 @@ func (w *sociWorld) lazily(ref, manifest, version string, layers []string, use f
 		w.t.Fatal(err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
+	defer func() { // whatever use does
+		if err := errors.Join(err, in.Close(), cmd.Wait()); err != nil || line != "mounted\n" {
+			w.t.Errorf("SOCI's mount: %v: %s", err, told.String())
+		}
+	}()
 	if err == nil {
 		use(at)
-	}
-	if err := errors.Join(err, in.Close(), cmd.Wait()); err != nil || line != "mounted\n" {
-		w.t.Fatalf("SOCI's mount: %v: %s", err, told.String())
 	}
 }
 
