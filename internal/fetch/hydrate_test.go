@@ -63,6 +63,33 @@ func TestHydrateFetchesWhatIsMissing(t *testing.T) {
 	})
 }
 
+// Onward, all that is missing in a row is one request, and there is one at a time.
+func TestHydrateOnwardIsOneRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 80*mib+5, nil)
+		for _, off := range []int64{20 * mib, 70 * mib} {
+			if err := g.cache.Fill(pattern(off, 1*mib), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h := &filling{t: t, cancel: func() {}, result: make(chan error, 1)}
+		go func() { h.result <- g.HydrateOnward(t.Context(), testID, nil) }()
+		for _, want := range []ondemand.Range{{Len: 20 * mib}, {Off: 21 * mib, Len: 49 * mib}, {Off: 71 * mib, Len: 9*mib + 5}} {
+			call := g.blob.next(t)
+			if call.Range != want {
+				t.Errorf("request %v, want %v", call.Range, want)
+			}
+			g.blob.none(t)
+			h.sleeps()
+			call.give(call.Len)
+		}
+		h.succeeds()
+		g.blob.none(t)
+		g.cache.check(t)
+		g.Close()
+	})
+}
+
 func TestHydrateGoesOnWhereItStopped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, 64*mib, nil)

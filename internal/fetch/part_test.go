@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 
@@ -57,5 +58,45 @@ func TestRequestStaysInItsPart(t *testing.T) {
 		g.blob.none(t)
 		g.cache.check(t)
 		g.Close()
+	})
+}
+
+// What a stream could not bring of another part is no reader's error but of those who
+// read that part: the others ask again, and for their part only.
+func TestErrorOfAnotherPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &inParts{}
+		g := newRigOn(t, 64*mib, nil, func(g *rig) source.Blob { b.Blob = g.blob; return b })
+		behind, within := g.start(8*kib, 4*kib), g.start(4*kib, 4*kib)
+		call := g.blob.next(t)
+		if call.Range != (ondemand.Range{Len: 16 * kib}) {
+			t.Fatalf("request %v", call.Range)
+		}
+		g.blob.none(t)
+		call.give(4 * kib)
+		b.ends = []int64{4 * kib, 8 * kib}
+		call.fail(errBroken)
+		within.sleeps() // it came after the request, and asks itself
+		behind.sleeps()
+		calls := g.blob.all(t)
+		if len(calls) != 2 {
+			t.Fatalf("%d requests", len(calls))
+		}
+		for _, c := range calls {
+			switch c.Range {
+			case ondemand.Range{Off: 8 * kib, Len: 8 * kib}:
+				c.give(c.Len)
+			case ondemand.Range{Off: 4 * kib, Len: 4 * kib}:
+				c.fail(errBroken)
+			default:
+				t.Errorf("request %v", c.Range)
+			}
+		}
+		if err := within.ended(); !errors.Is(err, errBroken) {
+			t.Errorf("who reads what failed got %v", err)
+		}
+		behind.succeeds()
+		g.blob.none(t)
+		g.settled(t)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/lacunafs/lacuna/internal/ondemand/ondemandtest"
 	"github.com/lacunafs/lacuna/internal/source/oci/ocitest"
 	"github.com/lacunafs/lacuna/internal/toc/toctest"
 )
@@ -87,5 +88,26 @@ func TestHydrateFetchesEachSpanOnce(t *testing.T) {
 	}
 	r.Stop()
 	compare(t, dir, image.tree(t))
+	m.umount(dir)
+}
+
+// A reader waits for an index that comes slowly, longer than its deadline, as long as it
+// does come.
+func TestReaderWaitsForASlowIndex(t *testing.T) {
+	registry, r := newFaulty(t)
+	data := toctest.Random(1, 3<<20)
+	ref := formatOf("soci2").packAll(t, tarOf(t, file("one", string(data)))).push(t, r)
+	m := start(t, "deadline = \"2s\"\n")
+	registry.set(func() { registry.rate = 320 << 10 }) // 1.5 MiB of windows: 5 s
+	dir := m.mount(ref, "mnt")
+	reader := ondemandtest.StartReader(t)
+	if got := reader.Read(dir+"/one", 1<<20, 4096); got.Errno != 0 || string(got.Data) != string(data[1<<20:][:4096]) {
+		t.Errorf("read: %v, %d bytes", got.Errno, len(got.Data))
+	}
+	registry.set(func() { registry.rate = 0 })
+	if s := m.Status(); s.Requests.Expired > 0 {
+		t.Errorf("%d requests have expired", s.Requests.Expired)
+	}
+	reader.Kill()
 	m.umount(dir)
 }
