@@ -18,28 +18,29 @@ func CheckFormat(name string) error { return prepare.Wish(name).Check() }
 // indices are the SOCI indices of an image, which are looked for when its first layer
 // without a table of contents of its own asks.
 func (i *Instance) indices(img *oci.Image) prepare.Indices {
-	look := make(chan []*soci.Index, 1) // holds what was found; nil: nobody has looked
-	look <- nil
+	look := make(chan map[int][]*soci.Index, 1) // holds what was found, by the version that was asked for
+	look <- make(map[int][]*soci.Index)
 	return prepare.Indices{
 		Find: func(ctx context.Context, l oci.Layer, version int) (*prepare.Ztoc, error) {
-			var list []*soci.Index
+			var known map[int][]*soci.Index
 			select {
-			case list = <-look:
+			case known = <-look:
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
-			defer func() { look <- list }()
-			if list == nil {
+			defer func() { look <- known }()
+			list, looked := known[version]
+			if !looked {
 				err := i.patiently(ctx, "looking for indices of "+img.Ref, func() (err error) {
-					list, err = publish.Indices(ctx, img)
+					list, err = publish.Indices(ctx, img, version)
 					return err
 				})
 				if err != nil {
-					list = nil
 					return nil, err
 				}
+				known[version] = list
 			}
-			return ztocOf(list, l, version), nil
+			return ztocOf(list, l), nil
 		},
 		Open: func(ctx context.Context, z prepare.Ztoc) (source.Blob, error) {
 			blob, err := img.Attached(ctx, z.Digest, z.Size)
@@ -53,19 +54,23 @@ func (i *Instance) indices(img *oci.Image) prepare.Indices {
 	}
 }
 
-// ztocOf is the layer's zTOC in the best index that has one, or in the best of a version
-// that is not 0.
-func ztocOf(list []*soci.Index, l oci.Layer, version int) *prepare.Ztoc {
+// ztocOf is the layer's zTOC in the best index that has one.
+func ztocOf(list []*soci.Index, l oci.Layer) *prepare.Ztoc {
 	for _, x := range list {
-		if z, ok := x.Find(l.Digest); ok && (version == 0 || version == x.Version) {
+		if z, ok := x.Find(l.Digest); ok {
 			return &prepare.Ztoc{Version: x.Version, Digest: z.Ztoc, Size: z.Size}
 		}
 	}
 	return nil
 }
 
-// settleAgain is how long after a failure the rest of an index is asked for again.
-const settleAgain = 30 * time.Second
+const (
+	// settleAfter is how long what is read at once, such as by a program that starts, has
+	// the line for itself. A reader who needs an index reads it without waiting for that.
+	settleAfter = 3 * time.Second
+	// settleAgain is how long after a failure the rest of an index is asked for again.
+	settleAgain = 30 * time.Second
+)
 
 // settle has the rest of a device's index read before a reader has to wait for it, so
 // that it is there without a network from then on. The function that it returns ends
@@ -75,18 +80,18 @@ func (i *Instance) settle(device source.Blob) (end func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for {
+		for wait := settleAfter; ; wait = settleAgain {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
 			err := prepare.Settle(ctx, device)
 			switch {
 			case err == nil || ctx.Err() != nil:
 				return
 			case !source.Temporary(err):
 				i.report("reading the index of a layer", err)
-				return
-			}
-			select {
-			case <-time.After(settleAgain):
-			case <-ctx.Done():
 				return
 			}
 		}

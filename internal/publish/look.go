@@ -19,21 +19,24 @@ import (
 	"github.com/lacunafs/lacuna/internal/toc/soci"
 )
 
-// Indices are the SOCI indices of an image, the best first; never nil. What is none, or
-// of another image, is left out.
-func Indices(ctx context.Context, img *oci.Image) ([]*soci.Index, error) {
-	list := []*soci.Index{}
+// Indices are the SOCI indices of an image, the best first: of a version, or where that is
+// 0 the one that the image names, and where it names none those that refer to it. What is
+// none, or of another image, is left out.
+func Indices(ctx context.Context, img *oci.Image, version int) (list []*soci.Index, err error) {
 	manifest, err := img.Manifest(ctx, img.Digest)
 	if errors.Is(err, source.ErrNotFound) {
-		return list, nil // an archive
+		return nil, nil // an archive
 	}
 	if err != nil {
 		return nil, err
 	}
-	if named, err := soci.IndexDigest(manifest); err == nil && named != "" {
+	if named, err := soci.IndexDigest(manifest); err == nil && named != "" && version != 1 {
 		if list, err = addIndex(ctx, img, list, named, 2); err != nil {
 			return nil, err
 		}
+	}
+	if version == 2 || len(list) > 0 {
+		return list, nil
 	}
 	refer, err := img.Referrers(ctx, soci.ArtifactV1)
 	if err != nil {
@@ -87,7 +90,7 @@ type OpenedLayer struct {
 
 // OpenIndex reads the zTOCs of an image whole.
 func OpenIndex(ctx context.Context, img *oci.Image) (*Opened, error) {
-	list, err := Indices(ctx, img)
+	list, err := Indices(ctx, img, 0)
 	if err == nil && len(list) == 0 {
 		err = ErrNoIndex
 	}

@@ -50,6 +50,9 @@ func (i *Image) Referrers(ctx context.Context, artifactType string) ([]v1.Descri
 // Manifest returns a manifest of the image's repository by its digest: the image's
 // own, or one that belongs to it.
 func (i *Image) Manifest(ctx context.Context, d digest.Digest) ([]byte, error) {
+	if d == i.Digest && i.manifest != nil {
+		return i.manifest, nil
+	}
 	a, ok := i.blobs.(attachments)
 	if !ok {
 		return nil, fmt.Errorf("read manifest %s of %s: %w", short(d), i.Ref, source.ErrNotFound)

@@ -50,8 +50,9 @@ type Image struct {
 	// Layers are in their order, the lowest first.
 	Layers []Layer
 
-	blobs blobs
-	place string
+	blobs    blobs
+	place    string
+	manifest []byte // nil: not kept
 }
 
 // Layer is one layer of an image.
@@ -210,6 +211,7 @@ func (i *Image) load(ctx context.Context, from documents, p platform, asked bool
 			return err
 		}
 	}
+	i.manifest = data
 	is, err := i.read(ctx, from, doc, d)
 	if err != nil {
 		return err
