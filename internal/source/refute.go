@@ -28,7 +28,11 @@ func Refute(body any) bool {
 
 // WrongError is the error of bytes that came and are not the blob's, as a digest or a
 // decoder tells.
-type WrongError struct{ Err error }
+type WrongError struct {
+	Err error
+	// Unsure: the blob itself may be wrong. Nobody is named then.
+	Unsure bool
+}
 
 // Error says what was found.
 func (e *WrongError) Error() string { return e.Err.Error() }
@@ -145,9 +149,9 @@ func (r *Refuted) clear() {
 	r.who, r.names = nil, nil
 }
 
-// maxTries bounds how often a part is asked for whose wrong bytes nobody can be blamed
-// for, because they came in several answers.
-const maxTries = 8
+// maxUnblamed bounds how often a part is asked for again whose wrong bytes nobody can be
+// blamed for, because they came in several answers.
+const maxUnblamed = 2
 
 // Until calls read, which reads and verifies one part of a blob, until it ends with
 // something else than a WrongError, and refute before it is called again: it refutes the
@@ -155,22 +159,35 @@ const maxTries = 8
 // who gave wrong bytes of it.
 func (r *Refuted) Until(read func() error, refute func() (bool, error)) error {
 	r.clear()
-	for try := 1; ; try++ {
+	unblamed := 0
+	for {
 		err := read()
 		var wrong *WrongError
 		if !errors.As(err, &wrong) {
 			return r.explain(err)
 		}
+		before := r.count()
 		again, closing := refute()
-		if !again || try == maxTries || closing != nil {
+		if r.count() == before {
+			unblamed++
+		}
+		if !again || unblamed > maxUnblamed || closing != nil {
 			return r.explain(errors.Join(err, closing))
 		}
 	}
 }
 
+func (r *Refuted) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.who)
+}
+
 // explain says who was refuted.
 func (r *Refuted) explain(err error) error {
-	if names := r.Names(); err != nil && names != "" {
+	var wrong *WrongError
+	unsure := errors.As(err, &wrong) && wrong.Unsure
+	if names := r.Names(); err != nil && names != "" && !unsure {
 		return fmt.Errorf("%w (wrong bytes came from %s)", err, names)
 	}
 	return err

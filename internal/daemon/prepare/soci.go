@@ -342,21 +342,28 @@ func (x *index) keep(ctx context.Context) (fetched bool, err error) {
 	if kept, err := x.open(ctx); err != nil || kept != nil {
 		return false, err
 	}
-	return true, replace(x.library.ztocPath(x.id), func(w io.Writer) (err error) {
-		body, err := x.remote.ReadRange(ctx, 0, x.remote.Size())
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, body.Close()) }()
-		sum := sha256.New()
-		if _, err := io.Copy(io.MultiWriter(w, sum, &telling{index: x}), body); err != nil {
-			return err
-		}
-		if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != x.digest.String() {
-			return fmt.Errorf("it is %s: %w", got, toc.ErrDigest)
-		}
-		return nil
-	})
+	ctx, refuted := source.WithRefuted(ctx)
+	from := &source.Noted{Wrapper: source.Wrapper{Blob: x.remote}}
+	return true, refuted.Until(func() error {
+		return replace(x.library.ztocPath(x.id), func(w io.Writer) error { return x.fetch(ctx, from, w) })
+	}, func() (bool, error) { return from.Refute(), nil })
+}
+
+// fetch writes the zTOC to w.
+func (x *index) fetch(ctx context.Context, from source.Blob, w io.Writer) (err error) {
+	body, err := from.ReadRange(ctx, 0, from.Size())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, body.Close()) }()
+	sum := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(w, sum, &telling{index: x}), body); err != nil {
+		return err
+	}
+	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != x.digest.String() {
+		return &source.WrongError{Err: fmt.Errorf("it is %s: %w", got, toc.ErrDigest)}
+	}
+	return nil
 }
 
 func remove(name string) error {

@@ -56,10 +56,8 @@ func (b *lyingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.l.mu.Lock()
 	defer b.l.mu.Unlock()
-	for i := range p[:n] {
-		if at := b.off + int64(i); at >= b.l.from && at < b.l.to {
-			p[i] ^= 0x20
-		}
+	for at := max(b.l.from, b.off); at < min(b.l.to, b.off+int64(n)); at++ {
+		p[at-b.off] ^= 0x20
 	}
 	b.off += int64(n)
 	return n, err

@@ -42,12 +42,12 @@ func lied(t *testing.T, data []byte, members int, names ...string) (*Blob, []*so
 // Wrong bytes of one origin are never shown, and are had from another; a span that
 // begins in the last byte of the one before is no exception.
 func TestWrongBytesAreHadElsewhere(t *testing.T) {
-	data := text(1<<20, 12)
+	data := text(300_000, 12)
 	for _, members := range []int{1, 3} {
 		b, all, end := lied(t, data, members, "a", "b")
 		for _, lie := range [][2]int64{{0, end}, {end / 2, end/2 + 1}, {end - 20, end}, {end / 3, end}} {
 			all[0].Lie(lie[0], lie[1])
-			for _, at := range []int64{0, 100_000, 123_456} {
+			for _, at := range []int64{0, 123_456} {
 				sourcetest.MustRead(t, b, data, at, b.Size()-at)
 			}
 			all[0].Lie(0, 0)
@@ -60,7 +60,7 @@ func TestWrongBytesAreHadElsewhere(t *testing.T) {
 }
 
 func TestAllOriginsAreWrong(t *testing.T) {
-	data := text(1<<20, 13)
+	data := text(300_000, 13)
 	b, all, end := lied(t, data, 1, "a.example", "b.example")
 	for _, o := range all {
 		o.Lie(0, end)
