@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -134,11 +135,45 @@ func (c *converter) convert(ctx context.Context) (*Converted, error) {
 	return made, c.name(ctx, root, kind, c.options.Tag)
 }
 
-// plain is annotations without those of SOCI, whose indices are of other layers.
-func plain(annotations map[string]string) map[string]string {
+// Annotations that speak of a layer's very bytes begin like these: where SOCI's indices
+// are of it; where the table of contents of a zstd layer lies and what it is, as podman
+// (containers/storage, pkg/chunked/internal/minimal) and as stargz-snapshotter name it;
+// and what its tar is.
+const (
+	ofSOCI     = "com.amazon.soci."
+	ofPodman   = "io.github.containers.zstd-chunked."
+	ofChunked  = "io.containers.zstd-chunked."
+	ofUnpacked = "containerd.io/uncompressed"
+)
+
+// without is annotations without those that begin like any of the given.
+func without(annotations map[string]string, beginnings ...string) map[string]string {
 	annotations = maps.Clone(annotations)
-	maps.DeleteFunc(annotations, func(k, _ string) bool { return strings.HasPrefix(k, "com.amazon.soci.") })
+	maps.DeleteFunc(annotations, func(k, _ string) bool {
+		return slices.ContainsFunc(beginnings, func(b string) bool { return strings.HasPrefix(k, b) })
+	})
 	return annotations
+}
+
+// plain is annotations without those of SOCI, whose indices are of other layers.
+func plain(annotations map[string]string) map[string]string { return without(annotations, ofSOCI) }
+
+// annotations are those of a layer that is put, of which from were those of what it was:
+// none of these may speak of other bytes, or of another format.
+func (f Format) annotations(from map[string]string, to madeLayer) map[string]string {
+	switch {
+	case !to.kept:
+		from = without(from, ofSOCI, ofPodman, ofChunked, ofUnpacked, estargz.TOCJSONDigestAnnotation, estargz.StoreUncompressedSizeAnnotation)
+	case f == EStargz:
+		from = without(from, ofSOCI, ofPodman, ofChunked)
+	default:
+		from = without(from, ofSOCI)
+	}
+	if from == nil {
+		from = make(map[string]string)
+	}
+	maps.Copy(from, to.Annotations)
+	return from
 }
 
 // image puts the configuration and the manifest of image n.
@@ -157,11 +192,7 @@ func (c *converter) image(ctx context.Context, n int, layers map[digest.Digest]m
 	for i, l := range img.Layers {
 		to := layers[l.Digest]
 		d := to.Descriptor
-		d.Annotations = plain(l.Annotations)
-		if d.Annotations == nil {
-			d.Annotations = make(map[string]string)
-		}
-		maps.Copy(d.Annotations, to.Annotations)
+		d.Annotations = c.options.To.annotations(l.Annotations, to)
 		m.Layers, diffIDs[i] = append(m.Layers, d), to.diffID
 	}
 	config, err := withDiffIDs(img.Config, diffIDs)
@@ -230,7 +261,8 @@ func (f Format) mediaType() string {
 // has tells whether a layer says that it has the format already.
 func (f Format) has(l oci.Layer) bool {
 	if f == ZstdChunked {
-		return strings.HasSuffix(l.MediaType, "zstd") && l.Annotations[zstdchunked.ManifestChecksumAnnotation] != ""
+		checksum := strings.TrimPrefix(zstdchunked.ManifestChecksumAnnotation, ofChunked)
+		return strings.HasSuffix(l.MediaType, "zstd") && l.Annotations[ofChunked+checksum]+l.Annotations[ofPodman+checksum] != ""
 	}
 	return strings.HasSuffix(l.MediaType, "gzip") && l.Annotations[estargz.TOCJSONDigestAnnotation] != ""
 }

@@ -2,7 +2,6 @@ package publish_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,14 +56,10 @@ func image(t testing.TB, arch string) (img gcr.Image, files map[string][]byte, b
 			list = append(list, toctest.Reg(name, files[name]))
 		}
 		tar := toctest.Tar(t, list)
-		var b bytes.Buffer
-		w := gzip.NewWriter(&b)
-		_, err := w.Write(tar)
-		if err := errors.Join(err, w.Close()); err != nil {
-			t.Fatal(err)
-		}
-		blobs = append(blobs, b.Bytes())
-		img, err = mutate.Append(img, mutate.Addendum{Layer: gzipLayer{static.NewLayer(b.Bytes(), types.OCILayer), tar}, MediaType: types.OCILayer})
+		blob := packed(t, tar)
+		blobs = append(blobs, blob)
+		var err error
+		img, err = mutate.Append(img, mutate.Addendum{Layer: gzipLayer{static.NewLayer(blob, types.OCILayer), tar}, MediaType: types.OCILayer})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +218,7 @@ func TestLayouts(t *testing.T) {
 	}
 }
 
-// Converted layers have the same files, and converting again gives the same.
+// Converting again gives the same.
 func TestConvert(t *testing.T) {
 	for _, to := range []publish.Format{publish.EStargz, publish.ZstdChunked} {
 		t.Run(string(to), func(t *testing.T) {
