@@ -9,6 +9,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/late"
 	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/source/origins"
 	"github.com/lacunafs/lacuna/internal/source/trace"
@@ -41,11 +42,12 @@ func newServedLayer(tally *trace.Tally, from oci.Layer, l prepare.Layer) *served
 // add opens layer n of m's image as one more origin.
 func (l *servedLayer) add(ctx context.Context, sources *opener, m *mountedImage, n int) error {
 	from := m.image.Layers[n]
-	blob, err := from.Blob(ctx)
+	where := layerOrigin(m.image, from)
+	blob, err := openLater(ctx, where, from.Size, from.Blob)
 	if err != nil {
 		return err
 	}
-	blob = sources.bounded(l.tally, layerOrigin(m.image, from), blob)
+	blob = sources.bounded(l.tally, where, blob)
 	if err := l.origins.Add(blob, placeOf(m)); err != nil {
 		return err
 	}
@@ -60,12 +62,24 @@ func (l *servedLayer) add(ctx context.Context, sources *opener, m *mountedImage,
 }
 
 func (l *servedLayer) addIndex(ctx context.Context, sources *opener, m *mountedImage, n int, z *prepare.Ztoc) (source.Blob, error) {
-	blob, err := m.image.Attached(ctx, z.Digest, z.Size)
+	where := layerOrigin(m.image, m.image.Layers[n])
+	blob, err := openLater(ctx, where, z.Size, func(ctx context.Context) (source.Blob, error) {
+		return m.image.Attached(ctx, z.Digest, z.Size)
+	})
 	if err != nil {
 		return nil, err
 	}
-	blob = sources.bounded(l.tally, layerOrigin(m.image, m.image.Layers[n]), blob)
+	blob = sources.bounded(l.tally, where, blob)
 	return blob, l.index.Add(blob, placeOf(m))
+}
+
+// openLater opens a blob of a registry now, which asks nobody, and one that lies in a
+// file when it is first read: the disk may take its time, and the instance's mu is held.
+func openLater(ctx context.Context, where origin, size int64, open func(context.Context) (source.Blob, error)) (source.Blob, error) {
+	if where.group != "" {
+		return open(ctx)
+	}
+	return late.New(late.Opener{Size: size, Open: open}), nil
 }
 
 // placeOf names who is asked for the layers of m's image, and as whom: what fails
