@@ -147,11 +147,17 @@ func (s *stream) wayTo(off int64) int64 {
 }
 
 // paidLocked is the end of what s brings at no more cost: of a piece that has
-// begun to come all has been fetched, and would be fetched whole again.
+// begun to come all has been fetched, and would be fetched whole again. The block before
+// may have needed it.
 func (s *stream) paidLocked() int64 {
-	piece := s.object.align(ondemand.Range{Off: s.pos, Len: 1}.Intersect(s.rest()))
+	o := s.object
+	piece := o.align(ondemand.Range{Off: s.pos, Len: 1}.Intersect(s.rest()))
+	if piece.Off == s.pos && s.pos > s.from {
+		before := max(s.pos-ondemand.BlockSize, 0)
+		piece = o.align(ondemand.Range{Off: before, Len: s.pos - before})
+	}
 	if piece.Off < s.pos {
-		return min(piece.End(), s.end)
+		return min(max(piece.End(), s.pos), s.end)
 	}
 	return s.pos
 }

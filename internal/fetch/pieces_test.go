@@ -83,3 +83,41 @@ func TestReaderOfTheEndOfAPieceWaitsForIt(t *testing.T) {
 		g.Close()
 	})
 }
+
+// across is a blob of pieces that begin in the middle of blocks.
+type across struct{ inPieces }
+
+func (b across) Align(off, n int64) (int64, int64) {
+	const in = 2 * kib
+	from := max((off-in)/b.piece*b.piece+in, 0)
+	end := min((off+n-in+b.piece-1)/b.piece*b.piece+in, b.size)
+	from, end = (from+ondemand.BlockSize-1)&^(ondemand.BlockSize-1), end&^(ondemand.BlockSize-1)
+	from, end = min(from, off), max(end, off+n)
+	return from, end - from
+}
+
+// A piece that was fetched for the block that it has only the end of is kept.
+func TestPieceIsFetchedOnceForTheBlockBeforeIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRigOn(t, 64*mib, nil, func(g *rig) source.Blob { return across{inPieces{g.blob, 4 * mib}} })
+		f := g.start(8*mib, 4*kib)
+		c := g.blob.next(t)
+		if c.Range != (ondemand.Range{Off: 4*mib + 4*kib, Len: 8*mib - 4*kib}) {
+			t.Fatalf("request %v", c.Range)
+		}
+		c.give(4 * mib)
+		f.cancel() // as the table does for requests that have ended
+		synctest.Wait()
+		if c.isClosed() {
+			t.Error("the piece behind the block is thrown away")
+		}
+		c.give(4 * mib)
+		if err := f.ended(); err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		g.read(8*mib, 4*mib)
+		g.blob.none(t)
+		g.cache.check(t)
+		g.Close()
+	})
+}

@@ -23,6 +23,7 @@ const always = math.MaxUint64
 type stream struct {
 	object   *Object
 	seq      uint64         // when it was begun, on Object.clock
+	from     int64          // where its body begins
 	pos, end int64          // what is still to come; pos moves with the body
 	demand   ondemand.Range // what a Fill asked for; empty in pure read-ahead
 	ahead    uint64         // serial of the head that wants it; 0: none; or always
@@ -47,7 +48,7 @@ func (s *stream) rest() ondemand.Range { return ondemand.Range{Off: s.pos, Len: 
 func (o *Object) newStreamLocked(r ondemand.Range) *stream {
 	o.clock++
 	o.live++
-	return &stream{object: o, seq: o.clock, pos: r.Off, end: r.End()}
+	return &stream{object: o, seq: o.clock, from: r.Off, pos: r.Off, end: r.End()}
 }
 
 // bufferSize is the size of the buffer that a stream of n bytes has.
@@ -102,6 +103,7 @@ func (s *stream) begin() bool {
 	}
 	if !o.ordered {
 		s.pos, s.end = missing[0].Off, missing[len(missing)-1].End()
+		s.from = s.pos
 	}
 	o.beginLocked(s)
 	o.reckonLocked(s)
