@@ -122,12 +122,15 @@ type lineWriter struct {
 
 // Write is io.Writer's.
 func (w lineWriter) Write(p []byte) (int, error) {
-	const least = time.Millisecond // shorter waits are less exact than none
+	const (
+		least = time.Millisecond // shorter waits are less exact than none
+		late  = 3 * least        // what timers that were late have lost is made up for
+	)
 	l := w.line
 	l.mu.Lock()
 	now := time.Now()
-	if l.free.Before(now) {
-		l.free = now
+	if l.free.Before(now.Add(-late)) {
+		l.free = now.Add(-late)
 	}
 	if l.slow {
 		l.free = l.free.Add(time.Duration(int64(len(p)) * int64(time.Second) / lineRate))
