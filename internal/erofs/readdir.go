@@ -26,6 +26,16 @@ func (r *Reader) ReadDir(dir *Node) ([]Entry, error) {
 	return d.entries, nil
 }
 
+// List is ReadDir with "." and ".." before the names.
+func (r *Reader) List(dir *Node) ([]Entry, error) {
+	d, err := r.readDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list directory %d: %w", dir.NID, err)
+	}
+	dots := []Entry{{Name: ".", NID: dir.NID, Type: typeDir}, {Name: "..", NID: d.parent, Type: typeDir}}
+	return append(dots, d.entries...), nil
+}
+
 // dirContent is what a directory says.
 type dirContent struct {
 	entries []Entry

@@ -146,6 +146,16 @@ type Node struct {
 	end uint64 // byte position behind inode and xattrs
 }
 
+// DataSize is st_size: of a directory and a symlink what they take, of a regular file
+// Size.
+func (n *Node) DataSize() int64 {
+	switch n.Mode & typeMask {
+	case typeRegular, typeDir, typeSymlink:
+		return int64(n.raw.size)
+	}
+	return 0
+}
+
 // Node reads the inode with that number.
 func (r *Reader) Node(nid uint64) (*Node, error) {
 	n, err := r.node(nid)

