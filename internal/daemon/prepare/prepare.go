@@ -1,6 +1,7 @@
 package prepare
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -165,22 +166,49 @@ func (l *Library) layer(ctx context.Context, j *Job, n int) (prepared, error) {
 
 // read reads a layer's table of contents from the blob.
 func (l *Library) read(ctx context.Context, j *Job, n int, blob *source.Noted) (prepared, error) {
-	p, why, err := l.readTOC(ctx, j, n, blob)
-	if err != nil && !blob.Failed() {
-		return prepared{}, &source.WrongError{Err: err, Unsure: !errors.Is(err, toc.ErrDigest)}
+	ways := []func(context.Context, *Job, int, *source.Noted) (*prepared, string, error){l.readOwn, l.readIndexed}
+	if !announced(j.Image.Layers[n].Annotations) {
+		// To look for what the manifest does not announce takes a request for each layer,
+		// and gives what nothing vouches for.
+		slices.Reverse(ways)
 	}
-	if err == nil && p == nil && why == "" && (j.allows(n, SOCI1) || j.allows(n, SOCI2)) {
-		p, why, err = l.readSOCI(ctx, j, n, blob)
+	why := ""
+	for _, read := range ways {
+		p, whyNot, err := read(ctx, j, n, blob)
+		if err != nil {
+			return prepared{}, err
+		}
+		if p != nil {
+			return *p, nil
+		}
+		why = cmp.Or(why, whyNot)
 	}
-	switch {
-	case err != nil:
-		return prepared{}, err
-	case p != nil:
-		return *p, nil
-	case !j.allows(n, Scanned):
+	if !j.allows(n, Scanned) {
 		return prepared{}, l.refuse(ctx, j, false, why)
 	}
 	return l.download(ctx, j, n, blob, why)
+}
+
+// announced tells whether a manifest says that the layer has a table of contents of its own.
+func announced(annotations map[string]string) bool {
+	return slices.ContainsFunc(readers(), func(r reader) bool { return r.trust(annotations) != "" })
+}
+
+// readIndexed is readSOCI where that may be.
+func (l *Library) readIndexed(ctx context.Context, j *Job, n int, blob *source.Noted) (*prepared, string, error) {
+	if !j.allows(n, SOCI1) && !j.allows(n, SOCI2) {
+		return nil, "", nil
+	}
+	return l.readSOCI(ctx, j, n, blob)
+}
+
+// readOwn is readTOC, whose failure where no request failed is that of wrong bytes.
+func (l *Library) readOwn(ctx context.Context, j *Job, n int, blob *source.Noted) (*prepared, string, error) {
+	p, why, err := l.readTOC(ctx, j, n, blob)
+	if err != nil && !blob.Failed() {
+		return nil, "", &source.WrongError{Err: err, Unsure: !errors.Is(err, toc.ErrDigest)}
+	}
+	return p, why, err
 }
 
 // readTOC reads a layer's own table of contents: nil where it has none that can be
