@@ -80,7 +80,7 @@ func (l *Library) cached(j *Job, n int) (p prepared, found bool) {
 			continue // none, or one that is read anew
 		}
 		if layer.Ztoc != nil {
-			if _, err := l.loadSpans(layer.Device); err != nil {
+			if _, err := l.loadSpans(layer); err != nil {
 				continue
 			}
 		}

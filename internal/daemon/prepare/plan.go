@@ -31,8 +31,9 @@ import (
 )
 
 // planVersion is the version of plans that this program reads and writes. It goes
-// up when the same image would get another filesystem image.
-const planVersion = 3
+// up when the same image would get another filesystem image, or what was made before is
+// not to be believed: up to version 3 a plan went with whatever was read of a zTOC.
+const planVersion = 4
 
 // Plan is what an image is made of.
 type Plan struct {
@@ -187,7 +188,7 @@ func (l *Library) check(p *Plan) error {
 	for _, layer := range p.Layers {
 		err := l.checkTOC(layer)
 		if err == nil && layer.Ztoc != nil {
-			_, err = l.loadSpans(layer.Device)
+			_, err = l.loadSpans(layer)
 		}
 		if err != nil {
 			return fmt.Errorf("check image %s: %w", p.Key, err)

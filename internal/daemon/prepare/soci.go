@@ -31,6 +31,9 @@ type Ztoc struct {
 	Version int           `json:"version"`
 	Digest  digest.Digest `json:"digest"`
 	Size    int64         `json:"size"`
+	// Read is the SHA-256 of what a plan has read of it, as spansSum has it: another's
+	// may differ until all of the zTOC has its digest.
+	Read string `json:"read"`
 }
 
 // Indices are where an image's zTOCs come from.
@@ -50,13 +53,20 @@ func (z *Ztoc) format() Format {
 	return SOCI1
 }
 
-// sociLayer is a layer that is read by its zTOC. Until all of that is there it is the
-// registry's word what it says, so nobody else's bytes may be taken for these. Its
-// digest follows from the manifest's where the image names it.
-func sociLayer(img *oci.Image, l oci.Layer, z *Ztoc) Layer {
-	layer := unverifiedLayer(img, l, z.format(), z.Digest.String())
-	layer.Ztoc, layer.Verified = z, z.Version == 2
+// sociLayer is a layer that is read by its zTOC, of which read was read. Until all of
+// that is there it is the registry's word what it says, so nobody else's bytes may be
+// taken for these: not those of the same registry when it says something else either.
+func sociLayer(img *oci.Image, l oci.Layer, z *Ztoc, read string) Layer {
+	layer := unverifiedLayer(img, l, z.format(), z.Digest.String()+" "+read)
+	layer.Ztoc = &Ztoc{Version: z.Version, Digest: z.Digest, Size: z.Size, Read: read}
+	layer.Verified = z.Version == 2
 	return layer
+}
+
+// spansSum is what s is known by.
+func spansSum(s *soci.Spans) (string, error) {
+	sum, err := s.Sum()
+	return hex.EncodeToString(sum[:]), err
 }
 
 // readSOCI reads a layer's table of contents from its zTOC: nil where it has none that
@@ -98,11 +108,16 @@ func (l *Library) readZtoc(ctx context.Context, j *Job, n int, z *Ztoc) (p *prep
 	if err != nil {
 		return nil, err
 	}
-	p = &prepared{Layer: sociLayer(j.Image, from, z), toc: t}
+	s := read.Spans.With(headers)
+	sum, err := spansSum(s)
+	if err != nil {
+		return nil, err
+	}
+	p = &prepared{Layer: sociLayer(j.Image, from, z, sum), toc: t}
 	p.Size = t.DeviceSize()
 	j.keeping.Go(func() error {
 		// Where a crash leaves a table of contents, the spans are there.
-		if err := replace(l.spansPath(p.Device), read.Spans.With(headers).Encode); err != nil {
+		if err := replace(l.spansPath(p.Device), s.Encode); err != nil {
 			return err
 		}
 		return l.saveTOC(*p)
@@ -125,7 +140,10 @@ func (l *Library) ztocPath(id ondemand.ObjectID) string {
 	return filepath.Join(l.dir, "layers", string(id)+ztocSuffix)
 }
 
-func (l *Library) loadSpans(id ondemand.ObjectID) (s *soci.Spans, err error) {
+// loadSpans reads what was kept of a layer's zTOC; ErrDamaged where it is not what
+// belongs to its table of contents.
+func (l *Library) loadSpans(layer Layer) (s *soci.Spans, err error) {
+	id := layer.Device
 	f, err := openFile(l.spansPath(id))
 	if err != nil {
 		return nil, fmt.Errorf("read the spans of %s: %w", id.Short(), err)
@@ -134,12 +152,18 @@ func (l *Library) loadSpans(id ondemand.ObjectID) (s *soci.Spans, err error) {
 	if s, err = soci.DecodeSpans(f); errors.Is(err, toc.ErrInvalid) {
 		err = fmt.Errorf("read the spans of %s: %w: %w", id.Short(), ErrDamaged, err)
 	}
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	if sum, err := spansSum(s); err != nil || sum != layer.Ztoc.Read {
+		return nil, errors.Join(fmt.Errorf("read the spans of %s: they are others: %w", id.Short(), ErrDamaged), err)
+	}
+	return s, nil
 }
 
 // decoded is the device of a layer with a zTOC. It owns blob.
 func (l *Library) decoded(layer Layer, t *toc.TOC, blob source.Blob, ztoc func() (source.Blob, error)) (source.Blob, *index, error) {
-	s, err := l.loadSpans(layer.Device)
+	s, err := l.loadSpans(layer)
 	if err != nil {
 		return nil, nil, errors.Join(err, blob.Close())
 	}

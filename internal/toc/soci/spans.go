@@ -65,6 +65,15 @@ func (s *Spans) With(h *Headers) *Spans {
 // all that will be read of its checkpoints is.
 func (s *Spans) Verified() bool { return s.sums != nil }
 
+// Sum is the SHA-256 of all that is here before the zTOC is verified: what was read of
+// its metadata, and what follows from that.
+func (s *Spans) Sum() ([sha256.Size]byte, error) {
+	read, sum := *s, sha256.New()
+	read.sums = nil
+	err := read.Encode(sum)
+	return [sha256.Size]byte(sum.Sum(nil)), err
+}
+
 // Record is the range of the zTOC that has the checkpoint of span i; n is 0 where
 // none is needed.
 func (s *Spans) Record(i int) (off, n int64) {
