@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -203,6 +204,7 @@ type index struct {
 	kept    source.Blob           // the zTOC's file; nil: not known to be there
 	settled bool                  // what is kept has its digest
 	bad     error                 // what was read is not the zTOC
+	until   time.Time             // when bad is forgotten; zero: never
 	waiting map[*waiting]struct{} // those who wait until it is settled
 }
 
@@ -272,7 +274,7 @@ func (x *index) open(ctx context.Context) (source.Blob, error) {
 
 // settle reads the zTOC whole, keeps it, and verifies that it and what was read of it
 // before belong to its digest; once. toc.ErrDigest: they do not, and nothing is read by
-// it from then on.
+// it from then on, unless it was sent wrongly: that is asked for again after a while.
 func (x *index) settle(ctx context.Context) error {
 	if done, err := x.state(); done || err != nil {
 		return err
@@ -292,6 +294,9 @@ func (x *index) settle(ctx context.Context) error {
 	defer x.mu.Unlock()
 	if errors.Is(err, toc.ErrDigest) || errors.Is(err, toc.ErrInvalid) {
 		x.bad = fmt.Errorf("zTOC %s: %w: %w", x.digest, err, source.ErrNotBytes)
+		if wrong := (*source.WrongError)(nil); errors.As(err, &wrong) {
+			x.until = time.Now().Add(wrongFor)
+		}
 		return errors.Join(x.bad, remove(x.library.ztocPath(x.id)), remove(x.library.spansPath(x.id)))
 	}
 	x.settled = err == nil
@@ -358,8 +363,14 @@ func (x *index) verifyKept(ctx context.Context) error {
 func (x *index) state() (settled bool, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if !x.until.IsZero() && !time.Now().Before(x.until) {
+		x.bad, x.until = nil, time.Time{}
+	}
 	return x.settled, x.bad
 }
+
+// wrongFor is how long nobody is asked again for a zTOC that all have sent wrongly.
+const wrongFor = 30 * time.Second
 
 // keep fetches the zTOC to its file, unless it is there.
 func (x *index) keep(ctx context.Context) (fetched bool, err error) {
