@@ -215,9 +215,11 @@ type indexCatCmd struct {
 
 // Help is the long help.
 func (indexCatCmd) Help() string {
-	return `Writes the bytes of FILE to standard output. Of the layer, only the pieces that
-hold them are fetched, and verified by the digests of the zTOC; symlinks are not
-followed. Of a multi-platform image it is this machine's, or that of --platform.
+	return `Writes the bytes of FILE to standard output, as the mounted image has it. Of the
+layer, only the pieces that hold them are fetched, and verified by the digests
+of the zTOC; layers of up to 10 MiB without a zTOC that lie above are read
+whole, since they may replace the file or delete it. Symlinks are not followed.
+Of a multi-platform image it is this machine's, or that of --platform.
 
   # lacuna index cat registry.example/app:1-soci etc/os-release
   PRETTY_NAME="Debian GNU/Linux 13 (trixie)"
@@ -236,7 +238,14 @@ func (c *indexCatCmd) Run(a *app) error {
 		return &control.Error{Message: "index cat: " + c.File + ": no name of a file", Hint: "see `lacuna index cat --help`", Exit: control.ExitUsage}
 	}
 	return a.look("index cat", &c.imageFlags, c.Image, func(ctx context.Context, _ *oci.Image, o *publish.Opened) error {
-		return o.Cat(ctx, a.stdout, c.File)
+		err := o.Cat(ctx, a.stdout, c.File)
+		switch {
+		case errors.Is(err, publish.ErrNoFile):
+			return &control.Error{Message: err.Error(), Hint: "`lacuna index ls` lists what the layers have", Exit: control.ExitError}
+		case errors.Is(err, publish.ErrNoZtoc):
+			return &control.Error{Message: err.Error(), Hint: "`lacuna mount` reads all layers", Exit: control.ExitError}
+		}
+		return daemon.OfImage(err)
 	})
 }
 

@@ -318,14 +318,7 @@ func (c *converter) tempFile() (*os.File, error) {
 
 // unpack writes the layer's tar, which must be the one that its image says.
 func (c *converter) unpack(out io.Writer, in io.Reader, l oci.Layer) (size int64, err error) {
-	codec := toc.Gzip
-	switch {
-	case strings.HasSuffix(l.MediaType, "zstd"):
-		codec = toc.Zstd
-	case strings.HasSuffix(l.MediaType, ".tar"):
-		codec = toc.Stored
-	}
-	r, err := c.decode.Open(codec, in)
+	r, err := c.decode.Open(codecOf(l), in)
 	if err != nil {
 		return 0, err
 	}

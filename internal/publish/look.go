@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -21,7 +19,8 @@ import (
 
 // Indices are the SOCI indices of an image, the best first: of a version, or where that is
 // 0 the one that the image names, and where it names none those that refer to it. What is
-// none, or of another image, is left out.
+// none, or of another image, is left out, and of those that refer to it the ones that are
+// listed behind maxIndices others: whoever may push can add to them.
 func Indices(ctx context.Context, img *oci.Image, version int) (list []*soci.Index, err error) {
 	manifest, err := img.Manifest(ctx, img.Digest)
 	if errors.Is(err, source.ErrNotFound) {
@@ -42,13 +41,16 @@ func Indices(ctx context.Context, img *oci.Image, version int) (list []*soci.Ind
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range refer {
+	for _, d := range refer[:min(len(refer), maxIndices)] {
 		if list, err = addIndex(ctx, img, list, d.Digest, 1); err != nil {
 			return nil, err
 		}
 	}
 	return list, nil
 }
+
+// maxIndices bounds the index manifests that are read for one image.
+const maxIndices = 16
 
 // addIndex reads an index manifest that the registry should have.
 func addIndex(ctx context.Context, img *oci.Image, list []*soci.Index, d digest.Digest, version int) ([]*soci.Index, error) {
@@ -86,6 +88,7 @@ type OpenedLayer struct {
 	Info soci.LayerZtoc
 
 	reader *soci.Reader
+	small  *smallLayer // what was read of a layer without a zTOC, if it was
 }
 
 // OpenIndex reads the zTOCs of an image whole.
@@ -112,8 +115,8 @@ func OpenIndex(ctx context.Context, img *oci.Image) (*Opened, error) {
 	return o, nil
 }
 
-// maxZtoc bounds what is read of a zTOC into memory: 4 GiB of spans' windows are more
-// than layers of registries need.
+// maxZtoc bounds what is read of a zTOC into memory: 1 GiB of spans' windows are those
+// of 128 GiB in spans of the usual size.
 const maxZtoc = soci.MaxMetadata + 1<<30
 
 func (l *OpenedLayer) open(ctx context.Context, img *oci.Image, info soci.LayerZtoc) (err error) {
@@ -150,121 +153,6 @@ func openZtoc(ctx context.Context, data []byte, layer int64) (*soci.Ztoc, *soci.
 	}
 	r, err := soci.NewReader(z.Spans, blob)
 	return z, r, err
-}
-
-// Find is the layer and the entry of the file with the name, in the layer highest up
-// that has it. A whiteout above hides it: source.ErrNotFound.
-func (o *Opened) Find(name string) (*OpenedLayer, *soci.File, error) {
-	want := clean(name)
-	unknown := 0
-	for n := len(o.Layers) - 1; n >= 0; n-- {
-		l := &o.Layers[n]
-		if l.Ztoc == nil {
-			unknown++
-			continue
-		}
-		for i := len(l.Ztoc.Files) - 1; i >= 0; i-- {
-			if f := &l.Ztoc.Files[i]; clean(f.Name) == want {
-				return l, f, nil
-			}
-		}
-		if l.hides(want) {
-			return nil, nil, fmt.Errorf("find %s in %s: %w: layer %.19s deletes it", name, o.image.Ref, source.ErrNotFound, l.Digest)
-		}
-	}
-	err := fmt.Errorf("find %s in %s: %w", name, o.image.Ref, source.ErrNotFound)
-	if unknown > 0 {
-		err = fmt.Errorf("%w: it may be in one of the %d layers without a zTOC", err, unknown)
-	}
-	return nil, nil, err
-}
-
-// hides tells whether the layer has a whiteout of the name, or of a directory above
-// (image-spec, layer.md, "Whiteouts").
-func (l *OpenedLayer) hides(name string) bool {
-	marks := make(map[string]bool)
-	for at := name; at != "."; at = path.Dir(at) {
-		marks[path.Join(path.Dir(at), ".wh."+path.Base(at))] = true
-		marks[path.Join(path.Dir(at), ".wh..wh..opq")] = true
-	}
-	for i := range l.Ztoc.Files {
-		if marks[clean(l.Ztoc.Files[i].Name)] {
-			return true
-		}
-	}
-	return false
-}
-
-func clean(name string) string { return path.Clean(strings.TrimLeft(name, "/")) }
-
-// maxLinks bounds the hard links that lead to a file.
-const maxLinks = 10
-
-// Cat writes the bytes of a file: of the layer, only the spans that hold them are read.
-func (o *Opened) Cat(ctx context.Context, out io.Writer, name string) error {
-	l, f, err := o.Find(name)
-	for n := 0; err == nil && f.Type == "hardlink"; n++ {
-		if n == maxLinks {
-			return fmt.Errorf("read %s of %s: too many links", name, o.image.Ref)
-		}
-		l, f, err = o.Find(f.Link)
-	}
-	if err != nil {
-		return err
-	}
-	if f.Type != "reg" {
-		return fmt.Errorf("read %s of %s: %w: it is a %s", name, o.image.Ref, ErrNoFile, f.Type)
-	}
-	if err := l.cat(ctx, out, f); err != nil {
-		return fmt.Errorf("read %s of %s: %w", name, o.image.Ref, err)
-	}
-	return nil
-}
-
-// ErrNoFile: a name is that of something without data.
-var ErrNoFile = errors.New("not a regular file")
-
-func (l *OpenedLayer) cat(ctx context.Context, out io.Writer, f *soci.File) (err error) {
-	t, err := l.Ztoc.TOC() // which says whether files lie where they can
-	if err != nil || t == nil || f.Size == 0 {
-		return err
-	}
-	blob, err := l.Blob(ctx)
-	if err != nil {
-		return err
-	}
-	blob = retry.Wrap(blob, retry.Policy{})
-	if l.Ztoc.Spans.Codec == toc.Gzip {
-		blob = spans.New(blob, spanIndex{l.reader}, spans.NewGate())
-	}
-	defer func() { err = errors.Join(err, blob.Close()) }()
-	if err := l.checkHeader(ctx, blob, f); err != nil {
-		return err
-	}
-	body, err := blob.ReadRange(ctx, f.Off, f.Size)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, body)
-	return errors.Join(err, body.Close())
-}
-
-// checkHeader compares what lies before the file's data with its name and size.
-func (l *OpenedLayer) checkHeader(ctx context.Context, blob source.Blob, f *soci.File) error {
-	off, n, err := l.Ztoc.Header(f)
-	if err != nil {
-		return err
-	}
-	body, err := blob.ReadRange(ctx, off, n)
-	if err != nil {
-		return err
-	}
-	header := make([]byte, n)
-	_, err = io.ReadFull(body, header)
-	if err := errors.Join(err, body.Close()); err != nil {
-		return err
-	}
-	return f.CheckHeader(header)
 }
 
 // spanIndex is a zTOC as spans.Index.
