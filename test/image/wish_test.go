@@ -62,6 +62,48 @@ func TestFormatIsForced(t *testing.T) {
 	}
 }
 
+// What was mounted as it was wished is mounted so again without its registry, and
+// nothing else is for it.
+func TestFormatIsForcedOffline(t *testing.T) {
+	registry, r := newFaulty(t)
+	m := start(t, "")
+	ref := formatOf("soci1").packAll(t, stormTars(t, 4)...).push(t, r)
+	dir := m.Dir + "/mnt"
+	for _, wish := range []string{"scanned", "soci"} {
+		m.Lacuna("mount", "--format", wish, ref, dir)
+		m.umount(dir)
+	}
+	registry.set(func() { registry.down = true })
+	for wish, want := range map[string]string{"scanned": "scanned", "soci": "soci v1"} {
+		m.Lacuna("mount", "--format", wish, ref, dir)
+		if got := m.formatsOf(); !slices.Equal(got, []string{want, want}) {
+			t.Errorf("layers are %q", got)
+		}
+		m.umount(dir)
+	}
+	for _, wish := range []string{"soci-v1", ""} {
+		if _, err := m.Try("mount", "--format="+wish, ref, dir); instance.ExitOf(err) != 5 {
+			t.Errorf("as %q: %v", wish, err)
+		}
+	}
+}
+
+// A registry without ranges has nothing but whole layers.
+func TestFormatWithoutRanges(t *testing.T) {
+	registry, r := newFaulty(t)
+	m := start(t, "")
+	dir := m.Dir + "/mnt"
+	registry.set(func() { registry.every = []fault{whole} })
+	for _, f := range []string{"estargz", "soci2"} {
+		ref := formatOf(f).packAll(t, stormTars(t, 4)...).push(t, r)
+		_, err := m.Try("mount", "--format", strings.TrimRight(f, "2"), ref, dir)
+		if instance.ExitOf(err) != 5 || !strings.Contains(err.Error(), "; layers are: 1 to 2 in a registry without ranges") {
+			t.Errorf("as %s: %v", f, err)
+		}
+		m.wantNothing(dir)
+	}
+}
+
 // Layers that an index leaves out are scanned, whatever is wished for.
 func TestFormatOfLayersThatAreNotListed(t *testing.T) {
 	r := ocitest.New(t)

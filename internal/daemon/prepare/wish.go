@@ -136,19 +136,24 @@ func numbers(from, to int) string {
 }
 
 // has is what layer n can be read as, in words.
-func (l *Library) has(ctx context.Context, j *Job, n int) (string, error) {
+func (l *Library) has(ctx context.Context, j *Job, n int) (text string, err error) {
 	from := j.Image.Layers[n]
 	blob, err := j.Blob(ctx, from)
 	if err != nil {
 		return "", err
 	}
+	defer func() { err = errors.Join(err, blob.Close()) }()
+	if source.IsSequential(blob) {
+		return "in a registry without ranges", nil
+	}
 	var list []string
 	layer := &toc.Layer{Blob: blob, Annotations: from.Annotations}
 	for _, r := range readers() {
-		if !source.IsSequential(blob) {
-			if _, err := r.read(ctx, layer); err == nil {
-				list = append(list, string(r.format))
-			}
+		_, err := r.read(ctx, layer)
+		if err == nil {
+			list = append(list, string(r.format))
+		} else if !errors.Is(err, toc.ErrNotFormat) {
+			return "", err
 		}
 	}
 	for _, version := range []int{2, 1} {
@@ -157,7 +162,7 @@ func (l *Library) has(ctx context.Context, j *Job, n int) (string, error) {
 		}
 		z, err := j.Indices.Find(ctx, from, version)
 		if err != nil {
-			return "", errors.Join(err, blob.Close())
+			return "", err
 		}
 		if z != nil {
 			list = append(list, string(z.format()))
@@ -166,7 +171,7 @@ func (l *Library) has(ctx context.Context, j *Job, n int) (string, error) {
 	if len(list) == 0 {
 		list = append(list, "without an index")
 	}
-	return strings.Join(list, ", "), blob.Close()
+	return strings.Join(list, ", "), nil
 }
 
 // zTOC finds that of a layer, of the version that is wished for.
