@@ -149,7 +149,7 @@ func TestReaderOfAnIndexThatComesSlowly(t *testing.T) {
 						t.Errorf("a reader got %v, want %v", err, c.want)
 					}
 				}
-				if took := time.Since(began); c.want == errSettled && took < 20*time.Second {
+				if took := time.Since(began); errors.Is(c.want, errSettled) && took < 20*time.Second {
 					t.Errorf("it came in %v", took)
 				}
 			})
