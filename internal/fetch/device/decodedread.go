@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 
 	"github.com/lacunafs/lacuna/internal/source"
 )
@@ -46,9 +45,8 @@ type decodedReader struct {
 	wait context.Context // ends with ctx and with Close: for headers
 	stop context.CancelFunc
 
-	mu     sync.Mutex
-	body   io.ReadCloser
-	closed bool
+	body io.Reader   // nil: it is to be asked for
+	open source.Body // under body
 }
 
 // Read implements io.Reader.
@@ -122,7 +120,8 @@ func (r *decodedReader) before() (int64, error) {
 		return r.d.headers.Before(place.file), nil
 	}
 	// Nothing is held meanwhile that others wait for.
-	if err := r.endBody(); err != nil {
+	r.body = nil
+	if err := r.open.End(); err != nil {
 		return 0, err
 	}
 	return 0, r.d.readHeader(r.wait, place.file)
@@ -141,49 +140,15 @@ func early(err error) error {
 
 // request asks the layer for all that the rest of the range needs, and what is before.
 func (r *decodedReader) request(before int64) error {
-	if err := r.endBody(); err != nil {
-		return err
-	}
 	from, to := r.d.within(r.off, r.end)
 	from -= before
-	body, err := r.d.layer.ReadRange(r.ctx, from, to-from)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return errors.Join(errClosed, body.Close())
-	}
+	body, err := r.open.Replace(func() (io.ReadCloser, error) { return r.d.layer.ReadRange(r.ctx, from, to-from) })
 	r.body, r.at, r.to = body, from, to
-	return nil
-}
-
-func (r *decodedReader) endBody() error {
-	r.mu.Lock()
-	body, closed := r.body, r.closed
-	r.body = nil
-	r.mu.Unlock()
-	if closed {
-		return errClosed
-	}
-	if body == nil {
-		return nil
-	}
-	return body.Close()
+	return err
 }
 
 // Close implements io.Closer. A Read that waits for the layer ends with an error.
 func (r *decodedReader) Close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil
-	}
-	r.closed = true
 	r.stop()
-	if r.body == nil {
-		return nil
-	}
-	return r.body.Close()
+	return r.open.Close()
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/limit"
@@ -32,10 +31,7 @@ type reader struct {
 
 	refuted *source.Refuted // of ctx
 	held    *limit.Held     // of the gate: chunk
-
-	mu     sync.Mutex
-	open   io.ReadCloser // under body
-	closed bool
+	open    source.Body     // under body
 }
 
 // layerReader reads the layer, and tells its failures from those of decoders.
@@ -51,8 +47,6 @@ func (l *layerReader) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
-
-var errClosed = errors.New("read of a closed reader")
 
 // Read implements io.Reader.
 func (r *reader) Read(p []byte) (int, error) {
@@ -113,9 +107,7 @@ func (r *reader) refute() (again bool, err error) {
 		err = r.dec.Close()
 	}
 	r.dec, r.body = nil, nil
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return !r.closed && source.Refute(r.open), err
+	return r.open.Refute(), err
 }
 
 // decode is load from who is asked now. Whoever is past the gate has its request, so
@@ -221,52 +213,22 @@ func (r *reader) skip(n int64) error {
 
 // request asks the layer for p and what follows it there, as far as it is wanted.
 func (r *reader) request(p *part) error {
-	if err := r.endBody(); err != nil {
-		return err
-	}
 	off, to := r.b.span(r.next, r.end)
 	if off != p.blobOff {
 		return fmt.Errorf("internal error: request at %d for a chunk at %d", off, p.blobOff)
 	}
-	body, err := r.b.layer.ReadRange(r.ctx, off, to-off)
+	r.body = nil
+	body, err := r.open.Replace(func() (io.ReadCloser, error) { return r.b.layer.ReadRange(r.ctx, off, to-off) })
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return errors.Join(errClosed, body.Close())
-	}
-	r.open, r.at, r.to = body, off, to
+	r.at, r.to = off, to
 	r.body = &layerReader{r: bufio.NewReaderSize(body, 64<<10)}
 	return nil
 }
 
-func (r *reader) endBody() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return errClosed
-	}
-	if r.open == nil {
-		return nil
-	}
-	err := r.open.Close()
-	r.open, r.body = nil, nil
-	return err
-}
-
 // Close implements io.Closer. A Read that waits for the layer ends with an error.
 func (r *reader) Close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil
-	}
-	r.closed = true
 	r.held.Close()
-	if r.open == nil {
-		return nil
-	}
 	return r.open.Close()
 }
