@@ -25,11 +25,19 @@ type BuildOptions struct {
 	Tool string
 	// Stored is for a layer that is not compressed.
 	Stored bool
+	// MaxSpan bounds the bytes of a span, compressed and not, together: who reads one
+	// holds both. 0: there is no bound. A block of deflate is not cut, so that spans may be
+	// much larger than SpanSize.
+	MaxSpan int64
+	// MaxCheckpoints bounds the bytes of all checkpoints; 0: 1 GiB.
+	MaxCheckpoints int64
 }
 
 // Build makes the zTOC of a layer, which it reads once, to its end. The same layer
-// and options give the same bytes. A layer that holds what a zTOC cannot say is
-// toc.ErrNotFormat; it is read all the same by who scans it.
+// and options give the same bytes. toc.ErrNotFormat: the layer is no gzip file, or no
+// tar, or holds what a zTOC cannot say, or spans of it are too large; toc.ErrLimit: it is
+// too large for one. It may be read all the same by who scans it. Errors of reading the
+// layer come back as they are.
 //
 // It holds the zTOC in memory, and of the layer no more than some buffers.
 func Build(ctx context.Context, layer io.Reader, o BuildOptions) ([]byte, error) {
@@ -39,12 +47,18 @@ func Build(ctx context.Context, layer io.Reader, o BuildOptions) ([]byte, error)
 	if o.SpanSize < 0 || o.SpanSize > MaxSpanSize {
 		return nil, fmt.Errorf("make zTOC: spans of %d bytes: %w", o.SpanSize, toc.ErrLimit)
 	}
+	if o.MaxCheckpoints == 0 {
+		o.MaxCheckpoints = maxCheckpoints
+	}
 	z, points, err := build(ctx, layer, o)
 	if err != nil {
 		return nil, fmt.Errorf("make zTOC: %w", err)
 	}
 	return Marshal(z, points)
 }
+
+// maxCheckpoints is 1 GiB: spans of the usual size of a layer of 128 GiB.
+const maxCheckpoints = 1 << 30
 
 func build(ctx context.Context, layer io.Reader, o BuildOptions) (*Ztoc, []zran.Checkpoint, error) {
 	listed, out := io.Pipe()
@@ -63,6 +77,9 @@ func build(ctx context.Context, layer io.Reader, o BuildOptions) (*Ztoc, []zran.
 		err = listing // and not what followed from it
 	}
 	if err != nil {
+		if d.failed == nil && d.err == nil && !errors.Is(err, toc.ErrLimit) && !errors.Is(err, toc.ErrNotFormat) {
+			err = fmt.Errorf("%w: %w", err, toc.ErrNotFormat) // the layer's bytes are all that can be wrong
+		}
 		return nil, nil, err
 	}
 	s.BlobSize, s.Uncompressed = d.pos, l.end
@@ -95,15 +112,18 @@ func (d *digester) run(s *Spans, out io.Writer, o BuildOptions) ([]zran.Checkpoi
 		}
 	}
 	var points []zran.Checkpoint
-	_, err := zran.Build(d, o.SpanSize, out, func(c zran.Checkpoint) error {
+	total, err := zran.Build(d, o.SpanSize, out, func(c zran.Checkpoint) error {
 		if len(points) == 0 {
 			d.cut(c.Start(), c.Start()) // the header before the first span has no digest
 		} else {
 			s.Digests = append(s.Digests, d.cut(c.In, c.Start()))
+			if err := o.checkSpan(points[len(points)-1], c.In, c.Out); err != nil {
+				return err
+			}
 		}
 		points = append(points, c)
-		if len(points) > MaxSpans {
-			return fmt.Errorf("more than %d spans: %w", MaxSpans, toc.ErrLimit)
+		if len(points) > MaxSpans || int64(len(points))*recordSize > o.MaxCheckpoints {
+			return fmt.Errorf("more than %d spans, or %d bytes of checkpoints: %w", MaxSpans, o.MaxCheckpoints, toc.ErrLimit)
 		}
 		return d.err
 	})
@@ -111,7 +131,18 @@ func (d *digester) run(s *Spans, out io.Writer, o BuildOptions) ([]zran.Checkpoi
 		return nil, err
 	}
 	s.Digests = append(s.Digests, d.cut(d.pos, d.pos))
+	if err := o.checkSpan(points[len(points)-1], d.pos, total.Decompressed); err != nil {
+		return nil, err
+	}
 	return points, d.err
+}
+
+// checkSpan holds the span from c to in and out against MaxSpan.
+func (o *BuildOptions) checkSpan(c zran.Checkpoint, in, out int64) error {
+	if n := in - c.Start() + out - c.Out; o.MaxSpan > 0 && n > o.MaxSpan {
+		return fmt.Errorf("what lies between two places where decoding can begin takes %d bytes, compressed and not: %w", n, toc.ErrNotFormat)
+	}
+	return nil
 }
 
 // digester sums up what is read through it in pieces, whose ends are known when
@@ -122,7 +153,8 @@ type digester struct {
 	pos     int64 // in the layer
 	pending []byte
 	sum     hash.Hash
-	err     error
+	err     error // a span that cannot be cut
+	failed  error // of in, or the end of ctx
 }
 
 // lag is how much is kept of what was read.
@@ -130,10 +162,14 @@ const lag = zran.ReadAhead + 1
 
 func (d *digester) Read(p []byte) (int, error) {
 	if err := d.ctx.Err(); err != nil {
+		d.failed = err
 		return 0, err
 	}
 	n, err := d.in.Read(p)
 	d.pos += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		d.failed = err
+	}
 	if len(d.pending)+n > 4*lag {
 		done := max(0, len(d.pending)-lag)
 		d.sum.Write(d.pending[:done])

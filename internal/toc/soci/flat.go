@@ -13,7 +13,9 @@ type flat struct {
 	pieces []piece // what is there of it
 	size   int64
 	text   int64 // bytes of strings that may still be read: they may be shared
-	err    error
+	// records of PAX headers that may still be read.
+	records int64
+	err     error
 	// missed is the offset of what was in none of the pieces; -1: nothing.
 	missed int64
 }
@@ -47,6 +49,14 @@ func (f *flat) bytes(off, n int64) []byte {
 	f.missed = off
 	f.fail("it refers to [%d,+%d), which is among its checkpoints", off, n)
 	return nil
+}
+
+// there is how many bytes are there.
+func (f *flat) there() (n int64) {
+	for _, p := range f.pieces {
+		n += int64(len(p.data))
+	}
+	return n
 }
 
 func (f *flat) u16(off int64) int64 {

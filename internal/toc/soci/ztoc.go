@@ -186,16 +186,16 @@ func parse(f *flat, layer int64) (*Ztoc, error) {
 		return nil, fmt.Errorf("%d files: %w", n, toc.ErrLimit)
 	}
 	f.bytes(at, 4*n)
+	if f.err == nil && n > f.there()/leastFile {
+		f.fail("%d files in %d bytes", n, f.there())
+	}
 	if f.err != nil {
 		return nil, f.err
 	}
 	z.Files = make([]File, n)
-	records := 0
+	f.records = toc.MaxEntries
 	for i := range z.Files {
 		f.file(f.follow(at+4*int64(i)), &z.Files[i])
-		if records += len(z.Files[i].PAX); records > toc.MaxEntries {
-			return nil, fmt.Errorf("more than %d records: %w", toc.MaxEntries, toc.ErrLimit)
-		}
 		if f.err != nil {
 			return nil, fmt.Errorf("file %d of %d: %w", i, n, f.err)
 		}
@@ -209,6 +209,10 @@ func parse(f *flat, layer int64) (*Ztoc, error) {
 	return z, nil
 }
 
+// leastFile is the least that a file takes, since each has a table of its own: its offset
+// in the list, and there where the vtable is, the name and where the data begin.
+const leastFile = 4 + 4 + 4 + 8
+
 // file reads the table of a file.
 func (f *flat) file(at int64, to *File) {
 	t := f.table(at)
@@ -219,8 +223,12 @@ func (f *flat) file(at int64, to *File) {
 		ModTime: t.string(fileModTime), Major: t.i64(fileMajor), Minor: t.i64(fileMinor),
 	}
 	list, n := t.vector(filePAX, 4)
-	// 12 bytes is the least that a record takes, however much it shares.
 	if n == 0 || f.bytes(list, 4*n) == nil {
+		return
+	}
+	// Any number of them may lead to one record, which takes more here than its offset.
+	if f.records -= n; f.records < 0 {
+		f.err = fmt.Errorf("more than %d records: %w", toc.MaxEntries, toc.ErrLimit)
 		return
 	}
 	to.PAX = make([]Record, n)

@@ -359,23 +359,49 @@ func TestWhatAZtocCannotSayIsRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	plain := toctest.Tar(t, toctest.Torture())
+	damaged := zip(t, plain, 6)
+	damaged[len(damaged)/2] ^= 1
 	for name, layer := range map[string][]byte{
-		"no tar": zip(t, toctest.Random(1, 4096), 6), "no gzip": toctest.Random(1, 4096),
-		"cut": zip(t, toctest.Tar(t, toctest.Torture()), 6)[:100_000],
+		"no tar": zip(t, toctest.Random(1, 4096), 6), "no gzip": toctest.Random(1, 4096), "empty": {},
+		"cut": zip(t, plain, 6)[:100_000], "tar cut": zip(t, plain[:100_000], 6), "damaged": damaged,
 	} {
-		if _, err := soci.Build(t.Context(), bytes.NewReader(layer), soci.BuildOptions{}); err == nil {
-			t.Errorf("%s: no error", name)
+		if _, err := soci.Build(t.Context(), bytes.NewReader(layer), soci.BuildOptions{}); !errors.Is(err, toc.ErrNotFormat) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := soci.Build(ctx, bytes.NewReader(zip(t, nil, 6)), soci.BuildOptions{}); !errors.Is(err, context.Canceled) {
+	if _, err := soci.Build(ctx, bytes.NewReader(zip(t, nil, 6)), soci.BuildOptions{}); !errors.Is(err, context.Canceled) || errors.Is(err, toc.ErrNotFormat) {
 		t.Error(err)
 	}
 	want := errors.New("broken")
 	r := io.MultiReader(bytes.NewReader(zip(t, toctest.Tar(t, toctest.Torture()), 6)[:1000]), errorReader{want})
-	if _, err := soci.Build(t.Context(), r, soci.BuildOptions{}); !errors.Is(err, want) {
+	if _, err := soci.Build(t.Context(), r, soci.BuildOptions{}); !errors.Is(err, want) || errors.Is(err, toc.ErrNotFormat) {
 		t.Error(err)
+	}
+}
+
+// A span that nobody could decode, the last one too, is no reason to make an index.
+func TestLargeSpansAreRefused(t *testing.T) {
+	const n = 1 << 20
+	layer := zip(t, toctest.Tar(t, []toctest.File{toctest.Reg("x", toctest.Random(1, n))}), 6)
+	for _, c := range []struct {
+		span, most int64
+		want       error
+	}{{100_000, 1 << 20, nil}, {100_000, 200_000, toc.ErrNotFormat}, {2 * n, 2*n + 100_000, nil}, {2 * n, n, toc.ErrNotFormat}} {
+		if _, err := soci.Build(t.Context(), bytes.NewReader(layer), soci.BuildOptions{SpanSize: c.span, MaxSpan: c.most}); !errors.Is(err, c.want) {
+			t.Errorf("spans of %d, at most %d: %v", c.span, c.most, err)
+		}
+	}
+}
+
+// A layer with too many checkpoints is not read to its end, and they are not all held.
+func TestManyCheckpointsAreRefused(t *testing.T) {
+	layer := bytes.NewReader(zip(t, toctest.Tar(t, []toctest.File{toctest.Reg("x", toctest.Random(1, 8<<20))}), 6))
+	_, err := soci.Build(t.Context(), layer, soci.BuildOptions{SpanSize: 1 << 10, MaxCheckpoints: 10 << 15})
+	if !errors.Is(err, toc.ErrLimit) || layer.Len() < 6<<20 {
+		t.Errorf("%d bytes are left: %v", layer.Len(), err)
 	}
 }
 
