@@ -2,12 +2,13 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"math"
 
 	"github.com/lacunafs/lacuna/internal/config"
 	"github.com/lacunafs/lacuna/internal/control"
 	"github.com/lacunafs/lacuna/internal/daemon"
 	"github.com/lacunafs/lacuna/internal/publish"
-	"github.com/lacunafs/lacuna/internal/toc/soci"
 )
 
 // indexCmd makes indices, and looks into them.
@@ -21,7 +22,7 @@ type indexCmd struct {
 // indexMakeCmd makes an index.
 type indexMakeCmd struct {
 	Image        string `arg:"" name:"IMAGE" help:"Reference of an image, or oci-layout:DIR or docker-archive:FILE."`
-	SpanSize     string `placeholder:"SIZE" default:"4MiB" help:"How far apart reading can begin: 4MiB. Smaller ones fetch less for a small read, and make a larger index."`
+	SpanSize     string `placeholder:"SIZE" default:"4MiB" help:"How far apart reading can begin: 4MiB, and at most 12MiB. Smaller ones fetch less for a small read, and make a larger index."`
 	MinLayerSize string `placeholder:"SIZE" default:"10MiB" help:"Layers below that get no zTOC: 10MiB."`
 	V1           bool   `name:"v1" xor:"version" help:"Make an index that refers to the image, which stays what it is."`
 	V2           bool   `name:"v2" xor:"version" help:"Make an image that names its index. The default."`
@@ -42,8 +43,9 @@ func (indexMakeCmd) Usage() []string {
 func (indexMakeCmd) Help() string {
 	return `IMAGE is as for mount. Its gzip layers are read once, verified by their digests,
 and a zTOC is made of each: where its files lie, and how to begin decoding every
-4 MiB. The layers stay what they are. An index lists the zTOCs, in the format of
-SOCI (version 2 by default), which other snapshotters read too.
+4 MiB. The layers stay what they are; one that cannot be indexed is left out,
+with a note. An index lists the zTOCs, in the format of SOCI (version 2 by
+default), which other snapshotters read too.
 
 With --v2 the image itself names its index, so that whoever trusts the image's
 digest can trust the index, and no registry has to list what refers to what.
@@ -76,13 +78,23 @@ func (c *indexMakeCmd) Run(a *app) error {
 		o.Version, suffix = 1, ""
 	}
 	for _, p := range []struct {
-		to         *int64
-		flag, from string
-		least      int64
-	}{{&o.SpanSize, "--span-size", c.SpanSize, 1 << 10}, {&o.MinLayerSize, "--min-layer-size", c.MinLayerSize, 0}} {
+		to          *int64
+		flag, from  string
+		least, most int64
+	}{
+		{&o.SpanSize, "--span-size", c.SpanSize, 1 << 10, publish.MaxSpanSize},
+		{&o.MinLayerSize, "--min-layer-size", c.MinLayerSize, 0, math.MaxInt64},
+	} {
 		n, err := config.ParseSize(p.from)
-		if err != nil || int64(n) < p.least || p.to == &o.SpanSize && int64(n) > soci.MaxSpanSize {
-			return &control.Error{Message: "index: " + p.flag + " " + p.from + ": no such size", Hint: "write a whole number and a unit, such as 4MiB", Exit: control.ExitUsage}
+		wrong, hint := "", "write a whole number and a unit, such as 4MiB"
+		switch {
+		case err != nil || int64(n) < p.least:
+			wrong = "no such size"
+		case int64(n) > p.most:
+			wrong, hint = "what is read at once must fit into memory", fmt.Sprintf("write %s %dMiB or less", p.flag, p.most>>20)
+		}
+		if wrong != "" {
+			return &control.Error{Message: "index: " + p.flag + " " + p.from + ": " + wrong, Hint: hint, Exit: control.ExitUsage}
 		}
 		*p.to = int64(n)
 	}

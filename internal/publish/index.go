@@ -14,9 +14,13 @@ import (
 
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/oci"
-	"github.com/lacunafs/lacuna/internal/toc"
+	"github.com/lacunafs/lacuna/internal/source/spans"
 	"github.com/lacunafs/lacuna/internal/toc/soci"
 )
+
+// MaxSpanSize is the largest that IndexOptions.SpanSize may be: a span of that much, of
+// data that does not get smaller, with the blocks at its ends is one that can be read.
+const MaxSpanSize = spans.MaxSpan/2 - 4<<20
 
 // tool is how indices name who made them. It changes when what is made does, and not
 // with versions of the program, so that an index that is made again is the same.
@@ -26,7 +30,7 @@ const tool = "Lacuna 1"
 type IndexOptions struct {
 	// Version of SOCI indices, 1 or 2.
 	Version int
-	// SpanSize is how far apart checkpoints are.
+	// SpanSize is how far apart checkpoints are, at most MaxSpanSize.
 	SpanSize int64
 	// MinLayerSize is that of the smallest layer with a zTOC.
 	MinLayerSize int64
@@ -62,7 +66,8 @@ type indexer struct {
 }
 
 // Index makes a SOCI index of each image of from, and puts it, and the images where
-// they are not there yet, to a place. ErrNothing: no layer can have a zTOC.
+// they are not there yet, to a place. A layer that cannot have a zTOC is left out, with a
+// note. ErrNothing: none can have one.
 func Index(ctx context.Context, from *oci.Whole, to Place, o IndexOptions) (*Indexed, error) {
 	x := &indexer{maker: maker{from: from, to: to, report: o.Report}, options: o}
 	made, err := x.index(ctx)
@@ -168,7 +173,7 @@ func (x *indexer) layer(ctx context.Context, d v1.Descriptor, l oci.Layer, wante
 	build := func(in io.Reader) (err error) {
 		if wanted {
 			ztoc, err = soci.Build(ctx, in, soci.BuildOptions{
-				SpanSize: x.options.SpanSize, Tool: tool, Stored: strings.HasSuffix(l.MediaType, ".tar"),
+				SpanSize: x.options.SpanSize, Tool: tool, Stored: strings.HasSuffix(l.MediaType, ".tar"), MaxSpan: spans.MaxSpan,
 			})
 		}
 		return err
@@ -182,7 +187,7 @@ func (x *indexer) layer(ctx context.Context, d v1.Descriptor, l oci.Layer, wante
 	default:
 		err = x.copying(ctx, d, build)
 	}
-	if errors.Is(err, toc.ErrNotFormat) {
+	if leavesOut(err) {
 		x.note("layer %.19s has no zTOC: %v", d.Digest, err)
 		return nil, nil
 	}

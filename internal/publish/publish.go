@@ -7,6 +7,7 @@
 package publish
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -168,6 +169,7 @@ type verifying struct {
 	sum  digest.Verifier
 	of   digest.Digest
 	read func(int64)
+	n    int64 // that have been read
 	err  error
 }
 
@@ -177,6 +179,7 @@ func (v *verifying) Read(p []byte) (int, error) {
 	}
 	n, err := v.in.Read(p)
 	if n > 0 {
+		v.n += int64(n)
 		v.read(int64(n))
 		if _, err := v.sum.Write(p[:n]); err != nil {
 			return 0, err
@@ -197,29 +200,55 @@ func (v *verifying) failed() error {
 	return v.err
 }
 
-// copying reads the blob d for use, and puts it, at the same time. Where use only finds
-// that the layer is not of a format, it is put all the same.
+// leavesOut tells whether a layer only is not, or has not, what use looks for: it is what
+// its digest says, and is put all the same.
+func leavesOut(err error) bool {
+	return errors.Is(err, toc.ErrNotFormat) || errors.Is(err, toc.ErrLimit)
+}
+
+// copying reads the blob d for use, and puts it, at the same time. Where use only leaves
+// the layer out, it is put all the same. Where the place fails for a while, all of that
+// is done again; reading has its own retries.
 func (m *maker) copying(ctx context.Context, d v1.Descriptor, use func(io.Reader) error) error {
-	return m.use(ctx, d, func(in *verifying) error {
+	var read int64
+	var ended error // of all but the place
+	err := retry.Do(ctx, m.retry, func() error {
+		m.read(-read) // what was read before counts no more
+		var err error
+		read, err = m.copyOnce(ctx, d, use)
+		var elsewhere *writeError
+		if ended = nil; !errors.As(err, &elsewhere) {
+			ended, err = err, nil
+		}
+		return err
+	})
+	return cmp.Or(err, ended)
+}
+
+// copyOnce is copying without another try, and tells how many bytes it has read.
+func (m *maker) copyOnce(ctx context.Context, d v1.Descriptor, use func(io.Reader) error) (read int64, err error) {
+	err = m.use(ctx, d, func(in *verifying) error {
+		defer func() { read = in.n }()
 		out, write := io.Pipe()
 		put := make(chan error, 1)
 		go func() {
 			err := m.to.Blob(ctx, d, out)
+			if err == nil {
+				// It may be content with fewer bytes, or with all of them before their end.
+				_, err = io.Copy(io.Discard, out)
+			}
 			put <- err
 			out.CloseWithError(err) //nolint:errcheck // it has none; who still writes gets err
 		}()
 		tee := io.TeeReader(in, write)
 		err := use(tee)
 		failed := err
-		if err == nil || errors.Is(err, toc.ErrNotFormat) {
+		if err == nil || leavesOut(err) {
 			_, failed = io.Copy(io.Discard, tee)
 		}
 		select {
 		case unput := <-put: // the place has not waited for the end
-			if unput != nil {
-				return errors.Join(&writeError{unput}, in.failed())
-			}
-			return fmt.Errorf("internal error: blob %s was put before it was read", d.Digest)
+			return errors.Join(&writeError{unput}, in.failed())
 		default:
 		}
 		// The place must not take what is cut short for the whole.
@@ -235,6 +264,7 @@ func (m *maker) copying(ctx context.Context, d v1.Descriptor, use func(io.Reader
 		}
 		return err
 	})
+	return read, err
 }
 
 func (m *maker) has(ctx context.Context, d v1.Descriptor) (has bool, err error) {
