@@ -64,8 +64,7 @@ func (e *edges) widen(off, end int64) (int64, int64) {
 	return off - int64(len(e.tails[off])), end + int64(len(e.heads[end]))
 }
 
-// lead is what is held of [off, end) from off on to where the span of off ends, at. What
-// goes on from there is not needed again.
+// lead is what is held of [off, end) from off on to where the span of off ends, at.
 func (e *edges) lead(off, end, at int64) []byte {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -73,9 +72,6 @@ func (e *edges) lead(off, end, at int64) []byte {
 	begin := at - int64(len(tail))
 	if off < begin || off >= at {
 		return nil
-	}
-	if end > at {
-		e.dropLocked(e.tails, at)
 	}
 	return tail[off-begin : min(end, at)-begin]
 }
@@ -88,9 +84,6 @@ func (e *edges) trail(off, end, at int64) []byte {
 	head := e.heads[at]
 	if end > at+int64(len(head)) || off >= end {
 		return nil
-	}
-	if off < at {
-		e.dropLocked(e.heads, at)
 	}
 	return head[max(off-at, 0) : end-at]
 }

@@ -7,17 +7,13 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync"
 
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/zran"
 )
 
-var (
-	errClosed = errors.New("read of a closed reader")
-	errIndex  = errors.New("the index does not fit the file")
-)
+var errIndex = errors.New("the index does not fit the file")
 
 // reader reads a range. Read and Close may be called at once.
 type reader struct {
@@ -36,10 +32,7 @@ type reader struct {
 
 	refuted *source.Refuted // of ctx
 	held    *limit.Held     // of the gate: the span
-
-	mu     sync.Mutex
-	open   io.ReadCloser // body, also when it is to be replaced
-	closed bool
+	open    source.Body     // under body
 }
 
 // begin asks the file for the spans of what is still to come.
@@ -54,37 +47,20 @@ func (r *reader) begin() error {
 			return err
 		}
 	}
+	for last.From.Out > r.span.From.Out { // what is held at the end is not needed
+		if data, _ := r.b.gate.recent.get(r.b, last.From.Out); data == nil {
+			break
+		}
+		if last, err = r.find(last.From.Out - 1); err != nil {
+			return err
+		}
+	}
 	from, to := r.span.From.Start(), last.InEnd
 	if from < 0 || to <= from || to > r.b.file.Size() {
 		return fmt.Errorf("compressed bytes [%d,%d) of %d: %w: %w", from, to, r.b.file.Size(), errIndex, source.ErrNotBytes)
 	}
-	if err := r.endBody(); err != nil {
-		return err
-	}
-	body, err := r.b.file.ReadRange(r.ctx, from, to-from)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return errors.Join(errClosed, body.Close())
-	}
-	r.body, r.open, r.at, r.to, r.begun = body, body, from, to, false
-	return nil
-}
-
-func (r *reader) endBody() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return errClosed
-	}
-	if r.open == nil {
-		return nil
-	}
-	err := r.open.Close()
-	r.open, r.body = nil, nil
+	r.body, err = r.open.Replace(func() (io.ReadCloser, error) { return r.b.file.ReadRange(r.ctx, from, to-from) })
+	r.at, r.to, r.begun = from, to, false
 	return err
 }
 
@@ -138,32 +114,34 @@ func (r *reader) Read(p []byte) (int, error) {
 // refute has the file asked for anew.
 func (r *reader) refute() (again bool, err error) {
 	r.body = nil
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return !r.closed && source.Refute(r.open), nil
+	return r.open.Refute(), nil
 }
 
 // decode decodes the span of the next byte. Whoever is past the gate has its
 // request, so that it waits for nobody but the file.
 func (r *reader) decode() error {
 	r.drop()
-	if r.body == nil {
-		if err := r.begin(); err != nil {
-			return err
-		}
+	if data, from := r.b.gate.recent.get(r.b, r.off); data != nil {
+		r.data = data[r.off-from : min(int64(len(data)), r.end-from)]
+		return nil
 	}
-	if r.off >= r.span.End {
+	if r.body != nil && r.off >= r.span.End {
 		next, err := r.find(r.off)
 		if err != nil {
 			return err
 		}
 		r.span = next
 	}
-	// What little is behind the end costs less now than the whole span later.
+	if r.body == nil || r.span.InEnd > r.to {
+		if err := r.begin(); err != nil {
+			return err
+		}
+	}
+	// All of the span is decoded where that can be held: who reads more of it comes soon.
 	begin, end := r.span.From.Out, min(r.span.End, r.end)
-	to := end
-	if r.span.End-end <= maxEdge {
-		to = r.span.End
+	to := r.span.End
+	if to-begin > maxRecent/2 && to-end > maxEdge {
+		to = end
 	}
 	if err := r.held.Take(r.span.compressed() + to - begin); err != nil {
 		return err
@@ -174,6 +152,9 @@ func (r *reader) decode() error {
 	}
 	if to == r.span.End {
 		r.b.edges.add(data, begin, r.off, end)
+		if len(data) <= maxRecent/2 {
+			r.b.gate.recent.add(r.b, begin, data)
+		}
 	}
 	r.data = data[r.off-begin : end-begin]
 	return nil
@@ -272,15 +253,6 @@ func (r *reader) drop() {
 
 // Close implements io.Closer. A Read that waits for the file ends with an error.
 func (r *reader) Close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil
-	}
-	r.closed = true
 	r.held.Close()
-	if r.open == nil {
-		return nil
-	}
 	return r.open.Close()
 }

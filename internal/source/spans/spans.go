@@ -59,10 +59,13 @@ const MaxSpan = 32 << 20
 var ErrSpan = errors.New("span too large to be decoded alone")
 
 // Gate bounds the bytes that all blobs hold which have it.
-type Gate = limit.Memory
+type Gate struct {
+	memory *limit.Memory // of readers
+	recent recent
+}
 
 // NewGate makes a gate that nobody has passed.
-func NewGate() *Gate { return limit.NewMemory(2 * MaxSpan) }
+func NewGate() *Gate { return &Gate{memory: limit.NewMemory(2 * MaxSpan)} }
 
 // Blob is the decompressed bytes of a file.
 type Blob struct {
@@ -99,6 +102,7 @@ func (b *Blob) Close() error {
 	if b.closed.Swap(true) {
 		return nil
 	}
+	b.gate.recent.forget(b)
 	return errors.Join(b.file.Close(), b.index.Close())
 }
 
@@ -129,7 +133,7 @@ func (b *Blob) Align(off, n int64) (int64, int64) {
 }
 
 // ReadRange implements source.Blob. It makes one request to the file for all spans
-// of the range, but those of which what is needed is held.
+// of the range, but those at its ends that are held.
 func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n <= 0 || off > b.Size()-n {
 		return nil, fmt.Errorf("read [%d,+%d) of %d decompressed bytes: %w", off, n, b.Size(), source.ErrRange)
@@ -138,10 +142,13 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		return nil, fmt.Errorf("read decompressed bytes: %w", os.ErrClosed)
 	}
 	ctx, refuted := source.WithRefuted(ctx)
-	r := &reader{ctx: ctx, refuted: refuted, held: b.gate.Hold(ctx), b: b, off: off, end: off + n}
+	r := &reader{ctx: ctx, refuted: refuted, held: b.gate.memory.Hold(ctx), b: b, off: off, end: off + n}
 	r.lead, r.trail = b.known(off, off+n)
 	r.off, r.end = r.off+int64(len(r.lead)), r.end-int64(len(r.trail))
 	if r.off == r.end {
+		return source.Exact(ctx, r, n), nil
+	}
+	if data, _ := b.gate.recent.get(b, r.off); data != nil {
 		return source.Exact(ctx, r, n), nil
 	}
 	// The request is made here, so that its failure is ReadRange's.

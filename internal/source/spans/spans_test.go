@@ -267,7 +267,7 @@ func TestGate(t *testing.T) {
 	file := pack(t, data, 1)
 	x := indexOf(t, file, 100_000)
 	gate := NewGate()
-	others := gate.Hold(t.Context())
+	others := gate.memory.Hold(t.Context())
 	if err := others.Take(2*MaxSpan - 400_000); err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ func wantFree(t *testing.T, g *Gate) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
 	defer cancel()
-	h := g.Hold(ctx)
+	h := g.memory.Hold(ctx)
 	defer h.Close()
 	if err := h.Take(2 * MaxSpan); err != nil {
 		t.Errorf("something is held for ever: %v", err)
