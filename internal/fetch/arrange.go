@@ -176,7 +176,21 @@ func (o *Object) aheadPartsLocked(a advice) []ondemand.Range {
 	for _, s := range o.queuedLocked(o.align(a.ahead)) {
 		parts = subtract(parts, s.rest())
 	}
+	for i := range parts {
+		parts[i] = o.apart(parts[i])
+	}
 	return parts
+}
+
+// apart is r without its first block where that needs a piece before r as well, which may
+// just be coming: whoever reads the block finds both parts of it.
+func (o *Object) apart(r ondemand.Range) ondemand.Range {
+	first := ondemand.Range{Off: r.Off, Len: min(r.Len, ondemand.BlockSize)}
+	rest := ondemand.Range{Off: first.End(), Len: r.Len - first.Len}
+	if rest.Empty() || o.align(first).Off == r.Off || o.align(rest).Off < rest.Off {
+		return r
+	}
+	return rest
 }
 
 // combineLocked begins one stream for what w demands and the first part of the

@@ -74,14 +74,16 @@ func (hs *heads) seen(r ondemand.Range) int {
 	return -1
 }
 
-// miss notes that r is read and was not all present.
-func (hs *heads) miss(r ondemand.Range, size int64) advice {
+// miss notes that what begins at off is read and was not all present, for which r is
+// fetched. Whoever goes on reads where that ends: another piece beside it, of a source
+// whose pieces are large, may be anybody's.
+func (hs *heads) miss(off int64, r ondemand.Range, size int64) advice {
 	a := advice{head: -1}
 	for live := hs.live.Load(); live != 0; live &= live - 1 {
 		i := bits.TrailingZeros32(live)
 		h := &hs.all[i]
 		switch {
-		case a.head < 0 && r.Off >= h.lo.Load() && r.Off <= h.hi.Load()+headSlack:
+		case a.head < 0 && off >= h.lo.Load() && off <= h.hi.Load()+headSlack:
 			a.head = i
 			h.idle = 0
 		case h.touched.Swap(false):
@@ -104,7 +106,7 @@ func (hs *heads) miss(r ondemand.Range, size int64) advice {
 		a.serial, a.ahead = h.serial, next(max(hi, r.End()), h.grown(), size)
 		return a
 	}
-	i := hs.recognise(r)
+	i := hs.recognise(off, r)
 	if i < 0 {
 		return a
 	}
@@ -123,12 +125,12 @@ func next(off, window, size int64) ondemand.Range {
 	return ondemand.Range{Off: off, Len: max(min(window, size-off), 0)}
 }
 
-// recognise looks whether r goes on where a recent miss stopped. If so it
+// recognise looks whether off goes on where a recent miss stopped. If so it
 // returns a head for the reader, or -1 when all are followed by readers that
 // are busier; if not it remembers r.
-func (hs *heads) recognise(r ondemand.Range) int {
+func (hs *heads) recognise(off int64, r ondemand.Range) int {
 	for i, m := range hs.recent {
-		if m.Empty() || r.Off < m.Off || r.Off > m.End()+headSlack || r.End() <= m.End() {
+		if m.Empty() || off < m.Off || off > m.End()+headSlack || r.End() <= m.End() {
 			continue
 		}
 		hs.recent[i] = r

@@ -185,7 +185,7 @@ func (o *Object) arrangeFirst(w *waiter, follow bool) (bool, error) {
 	w.born = o.clock
 	a := advice{head: -1}
 	if follow && !o.ordered && o.poison == nil {
-		a = o.heads.miss(o.reach(w.r), o.partEnd(w.r.End()))
+		a = o.heads.miss(w.r.Off, o.reach(w.r), o.partEnd(w.r.End()))
 		o.dropLocked(a.dropped)
 	}
 	return o.arrangeLocked(w, a)
