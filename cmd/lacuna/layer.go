@@ -7,6 +7,10 @@ import (
 	"github.com/lacunafs/lacuna/internal/control"
 )
 
+// soci2 is the format of layers whose index the image names: nothing is read by it before
+// all of it is here and has its digest.
+const soci2 = "soci v2"
+
 // layerText is what status says of a layer of a mounted image, in one to three lines.
 func layerText(l control.MountedLayer) string {
 	head := fmt.Sprintf("  layer     %.19s  %s: ", l.Digest, l.Format)
@@ -17,8 +21,15 @@ func layerText(l control.MountedLayer) string {
 	if l.Files > 0 {
 		head += fmt.Sprintf(", %d of %s", l.FilesPresent, count(l.Files, "file"))
 	}
-	if !l.Verified {
+	switch {
+	case l.Verified || l.Error != "":
+	case l.Format == soci2:
+		head += ", its index is not here yet"
+	default:
 		head += ", no digests"
+	}
+	if l.Error != "" {
+		head += "\n              error: " + strings.ReplaceAll(l.Error, "\n", "; ")
 	}
 	if l.Why != "" {
 		head += "\n              read whole: " + l.Why

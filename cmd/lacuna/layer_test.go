@@ -19,6 +19,10 @@ func TestLayerText(t *testing.T) {
 		"  layer     sha256:0123456789ab  scanned: 4.0 KiB of 4.0 KiB, 1 of 1 file\n              read whole: as estargz: its reason\n": {
 			Digest: digest, Format: "scanned", Size: 4096, Present: 4096, Files: 1, FilesPresent: 1, Verified: true, Why: "as estargz: its reason",
 		},
+		"  layer     sha256:0123456789ab  soci v2: 0 B of 4.0 KiB, its index is not here yet\n": {Digest: digest, Format: "soci v2", Size: 4096},
+		"  layer     sha256:0123456789ab  soci v1: 0 B of 4.0 KiB\n              error: zTOC: it is another\n": {
+			Digest: digest, Format: "soci v1", Size: 4096, Error: "zTOC: it is another",
+		},
 	} {
 		if got := layerText(l); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)

@@ -48,12 +48,7 @@ func mountedText(b *strings.Builder, m control.Mounted) {
 
 func mountedVerified(m control.Mounted) string {
 	if m.Manifest == "" {
-		for _, l := range m.Layers {
-			if !l.Verified {
-				return "not all: a layer has no digests"
-			}
-		}
-		return "yes, before it is read"
+		return layersVerified(m.Layers)
 	}
 	var what []string
 	if m.Unverifiable > 0 {
@@ -66,4 +61,17 @@ func mountedVerified(m control.Mounted) string {
 		return "yes, by their digests"
 	}
 	return strings.Join(what, "; ")
+}
+
+func layersVerified(layers []control.MountedLayer) string {
+	text := "yes, before it is read"
+	for _, l := range layers {
+		switch {
+		case l.Error != "":
+			return "no: a layer's index is wrong, and nothing is read of it"
+		case !l.Verified && l.Format != soci2:
+			text = "not all: a layer has no digests"
+		}
+	}
+	return text
 }

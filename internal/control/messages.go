@@ -159,6 +159,8 @@ type MountedLayer struct {
 	Format string `json:"format"`
 	// Why a layer was read whole that has a table of contents of its own.
 	Why string `json:"why,omitempty"`
+	// Error is why nothing of it can be read, whoever is asked: its index is wrong.
+	Error string `json:"error,omitempty"`
 	// Object is that of its device; empty: it has no data.
 	Object   string `json:"object,omitempty"`
 	Size     int64  `json:"size"`

@@ -110,7 +110,7 @@ func (i *Instance) prepare(ctx context.Context, q control.MountRequest) (img *oc
 		if l.Why != "" {
 			notes = append(notes, fmt.Sprintf("layer %d (%s) is downloaded whole: %s", n+1, shortDigest(img.Layers[n].Digest.String()), l.Why))
 		}
-		if !l.Verified {
+		if !l.Follows() {
 			notes = append(notes, fmt.Sprintf("layer %d (%s, %s) has no digests that follow from the manifest: its data cannot be verified", n+1, shortDigest(img.Layers[n].Digest.String()), l.Format))
 		}
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon/prepare"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
@@ -22,6 +23,11 @@ func (i *Instance) mountedStatus(m *mountedImage, layers map[ondemand.ObjectID]c
 		s := control.MountedLayer{Digest: m.image.Layers[n].Digest.String(), Format: string(l.Format), Why: l.Why, Size: l.Size, Verified: l.Verified}
 		if o := served[l.Device]; o != nil {
 			layers[l.Device] = countedLayer{o.cached, l}
+			settled, wrong := prepare.Indexed(o.blob)
+			s.Verified = l.Verified || settled && l.Follows()
+			if wrong != nil {
+				s.Error = wrong.Error()
+			}
 			s.Object, s.Present = string(l.Device), o.cached.Present()
 			front, _ := i.front.StatsOf(l.Device)
 			asked := statsOf(o.asked)

@@ -103,7 +103,7 @@ func placeOf(m *mountedImage) string {
 // opened the device is read as before.
 func (i *Instance) addImageLocked(ctx context.Context, o *servedObject, m *mountedImage, n int) {
 	layer := m.plan.Layers[n]
-	if o.layer == nil || !layer.Verified || o.layer.has(m.image) {
+	if o.layer == nil || !layer.Follows() || o.layer.has(m.image) {
 		return
 	}
 	if err := o.layer.add(ctx, i.sources, m, n); err != nil {

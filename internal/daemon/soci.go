@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/daemon/prepare"
@@ -73,13 +74,12 @@ const (
 )
 
 // settle has the rest of a device's index read before a reader has to wait for it, so
-// that it is there without a network from then on. The function that it returns ends
-// that, and returns when it has ended.
+// that it is there without a network from then on. end ends that, and does not wait: it
+// may be about to sync a large file.
 func (i *Instance) settle(device source.Blob) (end func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
 	go func() {
-		defer close(ended)
+		told := ""
 		for wait := settleAfter; ; wait = settleAgain {
 			select {
 			case <-time.After(wait):
@@ -87,17 +87,17 @@ func (i *Instance) settle(device source.Blob) (end func()) {
 				return
 			}
 			err := prepare.Settle(ctx, device)
-			switch {
-			case err == nil || ctx.Err() != nil:
+			if err == nil || ctx.Err() != nil {
 				return
-			case !source.Temporary(err):
+			}
+			if text := err.Error(); text != told && !source.Temporary(err) {
+				told = text
 				i.report("reading the index of a layer", err)
+			}
+			if wrong := (*prepare.WrongIndexError)(nil); errors.As(err, &wrong) {
 				return
 			}
 		}
 	}()
-	return func() {
-		cancel()
-		<-ended
-	}
+	return cancel
 }

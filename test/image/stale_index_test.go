@@ -74,8 +74,18 @@ func staleIndex(t *testing.T, format string, found bool, damage func(testing.TB,
 	r.Blob(z, serve(damage(t, z, int64(len(image.layers[0].blob)))))
 	refused := func(dir string) {
 		t.Helper()
+		for _, l := range m.Status().Mounted[0].Layers {
+			if l.Verified {
+				t.Error("verified before the index was")
+			}
+		}
 		if _, err := os.ReadFile(filepath.Join(dir, "layer0/file0000")); !errors.Is(err, syscall.EIO) {
 			t.Errorf("read by an index that is wrong: %v", err)
+		}
+		for _, l := range m.Status().Mounted[0].Layers {
+			if l.Verified || l.Error == "" || l.Present > 0 {
+				t.Errorf("status says of a layer whose index is wrong: %+v", l)
+			}
 		}
 	}
 	dir := m.mount(ref, "mnt")
@@ -91,5 +101,68 @@ func staleIndex(t *testing.T, format string, found bool, damage func(testing.TB,
 	}
 	dir = m.mount(ref, "mnt")
 	compare(t, dir, image.tree(t))
+	for _, l := range m.Status().Mounted[0].Layers {
+		if l.Error != "" || l.Verified != (format == "soci2") {
+			t.Errorf("status says of a layer whose index is right: %+v", l)
+		}
+	}
 	m.umount(dir)
+}
+
+// A kept zTOC that is touched, damaged or removed while it is in use, or is damaged
+// before, keeps no reader from what its layer holds.
+func TestKeptIndexIsTouched(t *testing.T) {
+	flip := func(name string, at func(z []byte)) error {
+		z, err := os.ReadFile(name)
+		if err == nil {
+			at(z)
+			err = os.WriteFile(name, z, 0o600)
+		}
+		return err
+	}
+	r := ocitest.New(t)
+	image := formatOf("soci2").packAll(t, stormTars(t, 4)[0])
+	ref := image.push(t, r)
+	read, err := soci.Open(t.Context(), mem.New(image.ztocs[0]), int64(len(image.layers[0].blob)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, _ := read.Spans.Record(min(3, read.Spans.Count()-1))
+	for what, touch := range map[string]func(name string) error{
+		"permissions": func(name string) error { return os.Chmod(name, 0o640) },
+		"removed":     os.Remove,
+		"windows": func(name string) error {
+			return flip(name, func(z []byte) {
+				for at := 9000; at < len(z); at += 30000 {
+					z[at] ^= 1
+				}
+			})
+		},
+		"bits": func(name string) error { return flip(name, func(z []byte) { z[record+16] |= 8 }) },
+	} {
+		for _, mounted := range []bool{true, false} {
+			t.Run(what+map[bool]string{true: "/mounted", false: "/before"}[mounted], func(t *testing.T) {
+				m := start(t, "")
+				dir := m.mount(ref, "mnt")
+				if _, err := os.ReadFile(filepath.Join(dir, "layer0/file0000")); err != nil {
+					t.Fatal(err)
+				}
+				if !mounted {
+					m.umount(dir)
+				}
+				kept, err := filepath.Glob(filepath.Join(m.Root, "layers", "*.ztoc"))
+				if err != nil || len(kept) != 1 {
+					t.Fatalf("kept: %v, %v", kept, err)
+				}
+				if err := touch(kept[0]); err != nil {
+					t.Fatal(err)
+				}
+				if !mounted {
+					dir = m.mount(ref, "mnt")
+				}
+				compare(t, dir, image.tree(t))
+				m.umount(dir)
+			})
+		}
+	}
 }

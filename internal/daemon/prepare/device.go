@@ -80,6 +80,9 @@ func (l *Library) cached(j *Job, n int) (p prepared, found bool) {
 			continue // none, or one that is read anew
 		}
 		if layer.Ztoc != nil {
+			if _, suspect := l.suspects.Load(layer.Device); suspect {
+				continue
+			}
 			if _, err := l.loadSpans(layer); err != nil {
 				continue
 			}

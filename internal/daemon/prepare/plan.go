@@ -23,6 +23,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/lacunafs/lacuna/internal/fetch/device"
 	"github.com/lacunafs/lacuna/internal/ondemand"
@@ -85,6 +86,11 @@ type Layer struct {
 	Why string `json:"why,omitempty"`
 }
 
+// Follows tells whether a digest of all that readers are given follows from the
+// manifest's: layers with an index that the image names are Verified only once all of
+// that is there, and not read before.
+func (l *Layer) Follows() bool { return l.Verified || l.Ztoc != nil && l.Ztoc.Version == 2 }
+
 // Format is how a layer's table of contents is had.
 type Format string
 
@@ -115,6 +121,9 @@ type Library struct {
 	locks locks
 	gate  *device.Gate
 	spans *spans.Gate
+	// suspects are layers whose zTOC was sent wrongly, so that what was read of it
+	// before may be wrong, too. It is read anew for the next mount.
+	suspects sync.Map // of ondemand.ObjectID
 }
 
 // Open returns the library below the cache root dir.

@@ -129,6 +129,9 @@ func (p *Plan) isOf(img *oci.Image) bool {
 // there.
 func (l *Library) complete(root *cache.Root, p *Plan) bool {
 	for _, layer := range p.Layers {
+		if _, suspect := l.suspects.Load(layer.Device); suspect {
+			return false
+		}
 		if layer.Format == Scanned && layer.Size > 0 && !exists(root, layer) {
 			return false
 		}

@@ -92,6 +92,23 @@ func Settle(ctx context.Context, b source.Blob) error {
 	return x.settle(ctx)
 }
 
+// Indexed is what became of the index that a device of Device is read by: settled, all of
+// it is there and belongs to its digest; wrong, why nothing can be read by it.
+func Indexed(b source.Blob) (settled bool, wrong error) {
+	z, ok := b.(*lazy)
+	if !ok {
+		return false, nil
+	}
+	z.mu.Lock()
+	x, failed := z.index, z.failed
+	z.mu.Unlock()
+	if x == nil {
+		return false, failed
+	}
+	times, wrong := x.state()
+	return times%2 == 1, wrong
+}
+
 // lazy is a device that is opened when it is first read.
 type lazy struct {
 	size int64
@@ -101,6 +118,7 @@ type lazy struct {
 	closed bool
 	opened source.Blob
 	index  *index // of opened; nil: it has none
+	failed error  // why it could not be opened last
 }
 
 func (z *lazy) get() (source.Blob, error) {
@@ -111,7 +129,7 @@ func (z *lazy) get() (source.Blob, error) {
 	}
 	if z.opened == nil {
 		d, x, err := z.open()
-		if err != nil {
+		if z.failed = err; err != nil {
 			return nil, err
 		}
 		z.opened, z.index = d, x

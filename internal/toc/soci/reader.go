@@ -202,6 +202,9 @@ func (r *Reader) learn(s *Spans, i int, points []zran.Checkpoint, sums map[int][
 				return err
 			}
 		}
+		if r.all != nil && bit(r.all[i+k]) != bit(c) || r.all != nil && r.all[i+k].Out != c.Out {
+			return fmt.Errorf("span %d begins elsewhere than when it was verified: %w", i+k, toc.ErrDigest)
+		}
 		if h, ok := r.heads[i+k]; ok && (h.In != c.In || h.Out != c.Out || h.Bits != c.Bits) {
 			return invalid("span %d begins elsewhere than before", i+k)
 		}
@@ -301,10 +304,15 @@ func (r *Reader) around(s *Spans, out int64) (lo, hi int, from, to int64) {
 	return lo, hi, from, to
 }
 
+// ErrOther: what was read of a zTOC before is not in it.
+var ErrOther = errors.New("what was read of it before was another's")
+
 // Verify reads all of the zTOC and compares it with digest, "sha256:" and 64
-// hexadecimal digits. All checkpoints are checked on the way, those of which
-// something was used before must be what they were, and so must the metadata; any
-// other is toc.ErrDigest. From then on Spans are Verified, and to be encoded anew.
+// hexadecimal digits; any other is toc.ErrDigest. All checkpoints are checked on the
+// way, those of which something was used before must be what they were, and so must the
+// metadata. Of a zTOC that has its digest it is ErrOther, as well, where they are not,
+// and toc.ErrInvalid only of such a one. From then on Spans are Verified, and to be
+// encoded anew.
 func (r *Reader) Verify(ctx context.Context, digest string) error {
 	sums, heads, err := r.verify(ctx, digest)
 	if err != nil {
@@ -314,7 +322,7 @@ func (r *Reader) Verify(ctx context.Context, digest string) error {
 	defer r.mu.Unlock()
 	for i, sum := range r.used {
 		if sum != sums[i] {
-			return fmt.Errorf("verify zTOC: checkpoint of span %d was another: %w", i, toc.ErrDigest)
+			return fmt.Errorf("verify zTOC: checkpoint of span %d was another: %w: %w", i, ErrOther, toc.ErrDigest)
 		}
 	}
 	verified := *r.spans
@@ -333,6 +341,7 @@ func (r *Reader) verify(ctx context.Context, digest string) (_ [][sha256.Size]by
 	whole, kept := sha256.New(), sha256.New()
 	sums, heads := make([][sha256.Size]byte, s.Count()), make([]zran.Checkpoint, s.Count())
 	next, last := 0, zran.Checkpoint{}
+	var wrong error // told only of a zTOC that has its digest
 	buf := make([]byte, recordSize)
 	for pos := int64(0); pos < s.ZtocSize; {
 		off, size := int64(-1), int64(0)
@@ -360,12 +369,12 @@ func (r *Reader) verify(ctx context.Context, digest string) (_ [][sha256.Size]by
 			sums[next] = sha256.Sum256(buf[:n])
 			c := parseRecord(buf[:n])
 			c.Window = nil
-			if err := s.check(next, c); err != nil {
-				return nil, nil, err
+			if err := s.check(next, c); wrong == nil {
+				wrong = err
 			}
 			if next > 0 {
-				if err := checkPair(next-1, last, next, c); err != nil {
-					return nil, nil, err
+				if err := checkPair(next-1, last, next, c); wrong == nil {
+					wrong = err
 				}
 			}
 			heads[next] = c
@@ -377,7 +386,7 @@ func (r *Reader) verify(ctx context.Context, digest string) (_ [][sha256.Size]by
 	case got != digest:
 		return nil, nil, fmt.Errorf("it is %s, the index says %.100q: %w", got, digest, toc.ErrDigest)
 	case [sha256.Size]byte(kept.Sum(nil)) != s.keptSum:
-		return nil, nil, fmt.Errorf("its metadata were others: %w", toc.ErrDigest)
+		return nil, nil, fmt.Errorf("its metadata were others: %w: %w", ErrOther, toc.ErrDigest)
 	}
-	return sums, heads, nil
+	return sums, heads, wrong
 }
