@@ -16,5 +16,12 @@ const (
 // leftOutBombs are those that are not tried.
 var leftOutBombs []string
 
+// stormFormats are those whose readers live through deaths of workers, upgradeFormats
+// through upgrades.
+var (
+	stormFormats   = []string{"estargz", "zstdchunked", "soci2"}
+	upgradeFormats = []string{"estargz", "zstdchunked", "soci2"}
+)
+
 // faultFormats are those that meet every fault of a registry.
 var faultFormats = []string{"estargz", "zstdchunked", "gzip", "zstd", "tar"}

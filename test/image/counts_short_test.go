@@ -16,5 +16,12 @@ const (
 // leftOutBombs take long to refuse.
 var leftOutBombs = []string{"estargz, says little", "zstd, much of zeros"}
 
+// stormFormats are those whose readers live through deaths of workers, upgradeFormats
+// through upgrades.
+var (
+	stormFormats   = []string{"estargz", "zstdchunked"}
+	upgradeFormats = []string{"estargz"}
+)
+
 // faultFormats are those that meet every fault of a registry.
 var faultFormats = []string{"estargz", "gzip"}

@@ -90,7 +90,8 @@ func TestManyReadersOfEveryFormat(t *testing.T) {
 
 func TestWorkersAreKilledUnderReaders(t *testing.T) {
 	rng := instance.Rand(t)
-	for _, f := range []format{formatOf("estargz"), formatOf("zstdchunked")} {
+	for _, name := range stormFormats {
+		f := formatOf(name)
 		t.Run(f.name, func(t *testing.T) {
 			s := newStormed(t, f, 8*workerKills, 4<<20, "")
 			r := startReaders(t, order{Dir: s.dir, Files: s.files, Readers: 16, Seed: rng.Uint64()})
@@ -121,8 +122,14 @@ func TestWorkersAreKilledUnderReaders(t *testing.T) {
 }
 
 func TestUpgradesUnderReaders(t *testing.T) {
+	for _, name := range upgradeFormats {
+		t.Run(name, func(t *testing.T) { upgradesUnderReaders(t, formatOf(name)) })
+	}
+}
+
+func upgradesUnderReaders(t *testing.T, f format) {
 	rng := instance.Rand(t)
-	s := newStormed(t, formatOf("estargz"), 8*upgrades, 4<<20, "")
+	s := newStormed(t, f, 8*upgrades, 4<<20, "")
 	r := startReaders(t, order{Dir: s.dir, Files: s.files, Readers: 16, Seed: rng.Uint64()})
 	in := 0
 	for range upgrades {
