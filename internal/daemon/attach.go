@@ -289,15 +289,15 @@ func (i *Instance) serveLocked(cached *cache.Object, where origin, blob source.B
 // serveObjectLocked is serveLocked with the object as the fetcher is to take it.
 func (i *Instance) serveObjectLocked(cached *cache.Object, as fetch.CacheObject, where origin, blob source.Blob) (*servedObject, error) {
 	id := cached.ID()
-	i.hosts.Store(id, where.host())
+	i.origins.Store(id, where)
 	served, err := i.fetcher.Add(as, blob)
 	if err != nil {
-		i.hosts.Delete(id)
+		i.origins.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())
 	}
 	if err := i.front.Attach(served, cached.DataPath(), nil); err != nil {
 		i.fetcher.Remove(id)
-		i.hosts.Delete(id)
+		i.origins.Delete(id)
 		return nil, errors.Join(err, blob.Close(), cached.Close())
 	}
 	o := &servedObject{cached: cached, served: served, blob: blob, asked: blob, origin: where, files: 1}
@@ -322,7 +322,7 @@ func (i *Instance) releaseLocked(o *servedObject, forget bool) error {
 	}
 	err := detach(id)
 	i.fetcher.Remove(id)
-	i.hosts.Delete(id)
+	i.origins.Delete(id)
 	i.parts.Delete(id)
 	err = errors.Join(err, o.blob.Close(), o.cached.Close())
 	if forget {

@@ -45,7 +45,7 @@ type Instance struct {
 	table     *ondemand.Table
 	front     *fanotify.FrontEnd
 	fillers   sync.Map // ondemand.ObjectID -> ondemand.Filler, where it is not fetcher
-	hosts     sync.Map // ondemand.ObjectID -> string
+	origins   sync.Map // ondemand.ObjectID -> origin
 	told      sync.Map // ondemand.ObjectID -> time.Time: see readFailed
 	parts     sync.Map // ondemand.ObjectID -> source.Blob, of devices of files
 
@@ -141,6 +141,24 @@ func (i *Instance) speaksFor(id ondemand.ObjectID, failed ondemand.Range) ondema
 	return ondemand.Range{Len: math.MaxInt64}
 }
 
+// originOf is where the bytes of an object that is served come from.
+func (i *Instance) originOf(id ondemand.ObjectID) (where origin, found bool) {
+	value, found := i.origins.Load(id)
+	if found {
+		where = value.(origin) //nolint:errcheck,forcetypeassert // only origins are put in
+	}
+	return where, found
+}
+
+// nameOf is an object for people: its key, and what it is.
+func (i *Instance) nameOf(id ondemand.ObjectID) string {
+	where, found := i.originOf(id)
+	if !found || where.Kind == originFiles {
+		return id.Short()
+	}
+	return id.Short() + " (" + where.redacted() + ")"
+}
+
 // report keeps an error that no reader could be told of.
 func (i *Instance) report(what string, err error) {
 	i.log.Error(what, "err", err)
@@ -187,8 +205,8 @@ func (i *Instance) open(ctx context.Context) (legacy *fanotify.Legacy, err error
 	i.fetcher = fetch.New(fetch.Options{
 		Memory: int64(c.Memory), Conns: c.ConnsPerHost,
 		Group: func(id ondemand.ObjectID, _ source.Blob) string {
-			host, _ := i.hosts.Load(id)
-			return fmt.Sprint(host)
+			where, _ := i.originOf(id)
+			return where.host()
 		},
 		Present: func(id ondemand.ObjectID, r ondemand.Range) { i.table.Present(id, r) },
 		OnError: i.fetchFailed,
@@ -264,7 +282,7 @@ func (i *Instance) openRoot() error {
 	}
 	root, err := cache.OpenRoot(c.Root, cache.RootOptions{
 		Lock: lock, Holder: i.client.KeeperPID(),
-		OnError: func(id ondemand.ObjectID, err error) { i.report("cache "+id.Short(), err) },
+		OnError: func(id ondemand.ObjectID, err error) { i.report("cache "+i.nameOf(id), err) },
 	})
 	if err != nil {
 		return err // it names the root

@@ -328,5 +328,5 @@ func (i *Instance) fetchFailed(id ondemand.ObjectID, err error) {
 		i.log.Warn("fetching", "object", id.Short(), "file", part.Name, "err", err)
 		return
 	}
-	i.report("fetching "+id.Short(), err)
+	i.report("fetching "+i.nameOf(id), err)
 }

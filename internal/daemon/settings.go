@@ -12,7 +12,7 @@
 // Locks: Instance.mu guards what is served and is held over local work, never
 // while a source is asked. The request table, the front end and the fetcher
 // have their own and never call back into the Instance with theirs held, except
-// for Instance.fillers and Instance.hosts, which are lock-free maps.
+// for Instance.fillers and Instance.origins, which are lock-free maps.
 package daemon
 
 import (
