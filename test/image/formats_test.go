@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
@@ -172,6 +173,7 @@ type packed struct {
 	layers []*layer
 	ztocs  [][]byte // of its index
 	format format
+	span   int64            // size of a SOCI index's spans; 0: small, so that there are many
 	lie    func(*soci.Ztoc) // what the zTOCs say in place of what is true; nil: nothing
 }
 
@@ -222,7 +224,7 @@ func (p *packed) push(t testing.TB, r *ocitest.Registry) string {
 	t.Helper()
 	ref := r.Push(t, "image:"+p.format.name, p.Image)
 	if p.format.soci > 0 {
-		return p.index(t, ref, p.format.soci, 64<<10)
+		return p.index(t, ref, p.format.soci, cmp.Or(p.span, 64<<10))
 	}
 	return ref
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lacunafs/lacuna/internal/toc/soci"
 	"github.com/lacunafs/lacuna/internal/toc/toctest"
 	"github.com/lacunafs/lacuna/test/instance"
 )
@@ -42,6 +43,9 @@ func newStormed(t *testing.T, f format, megabytes int, rate int64, config string
 	t.Helper()
 	s := &stormed{}
 	image := f.packAll(t, stormTars(t, megabytes)...)
+	if megabytes > 100 { // or half of what is sent would be the index
+		image.span = soci.DefaultSpanSize
+	}
 	slow, r := newFaulty(t)
 	ref := image.push(t, r)
 	slow.set(func() { slow.rate = rate })
