@@ -197,9 +197,10 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	// The request is made here, so that its failure is ReadRange's. Zeros that come
 	// first are there without it.
 	if r.next < len(b.parts) && b.parts[r.next].off <= off {
-		if err := r.request(&b.parts[r.next]); err != nil {
+		if err := r.ready(&b.parts[r.next]); err != nil {
 			return nil, errors.Join(err, r.Close())
 		}
+		r.isReady = true
 	}
 	return source.Exact(ctx, r, n), nil
 }

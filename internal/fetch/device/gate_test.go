@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/source/mem"
+	"github.com/lacunafs/lacuna/internal/source/retry"
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
 	"github.com/lacunafs/lacuna/internal/toc"
 	"github.com/lacunafs/lacuna/internal/toc/toctest"
@@ -94,26 +97,59 @@ func TestGateLetsEverybodyThrough(t *testing.T) {
 }
 
 func TestCloseEndsTheWaitForTheGate(t *testing.T) {
-	d, _ := gateFor(t, 10_000)
-	first := begun(t, t.Context(), d)
-	second, err := d.ReadRange(t.Context(), 0, d.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
+	d, _ := gateFor(t, 20_000)
+	first, second := begun(t, t.Context(), d), begun(t, t.Context(), d)
+	others := d.gate.Hold(t.Context()) // before second in the queue, and behind first
+	took := make(chan error)
+	go func() { took <- others.Take(20_000) }()
 	done := make(chan error)
 	go func() {
-		_, err := second.Read(make([]byte, 1))
+		_, err := io.ReadAll(second)
 		done <- err
 	}()
 	if err := second.Close(); err != nil {
 		t.Error(err)
 	}
 	if err := <-done; err == nil {
-		t.Error("a closed reader reads")
+		t.Error("a closed reader reads to its end")
 	}
 	if err := first.Close(); err != nil {
 		t.Error(err)
 	}
+	if err := <-took; err != nil {
+		t.Error(err)
+	}
+	others.Close()
+}
+
+// Readers whose requests break ask again while others wait for memory, and nobody waits
+// in a circle, though there is memory and room for two only.
+func TestBrokenRequestsAndTheGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(t, layout{codec: toc.Stored, chunk: 10_000, shared: 1}, false, toctest.Random(1, 50_000))
+		layer := sourcetest.Break(mem.New(s.blob), 2)
+		d, err := New(retry.Wrap(limit.NewGroup(2).Demand(layer), retry.Policy{}), s.toc, limit.NewMemory(20_000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var readers sync.WaitGroup
+		for n := range int64(4) {
+			readers.Go(func() {
+				got, err := sourcetest.Read(ctx, d, n*10_000, 15_000)
+				if err != nil || string(got) != string(s.device[n*10_000:][:15_000]) {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		layer.Release()
+		readers.Wait()
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // A chunk that is wrong is given up with the error.

@@ -31,6 +31,7 @@ type reader struct {
 
 	refuted *source.Refuted // of ctx
 	held    *limit.Held     // of the gate: chunk
+	isReady bool            // for the part at off
 	open    source.Body     // under body
 }
 
@@ -110,21 +111,43 @@ func (r *reader) refute() (again bool, err error) {
 	return r.open.Refute(), err
 }
 
-// decode is load from who is asked now. Whoever is past the gate has its request, so
-// that it waits for nobody but the layer.
+// ready takes memory for p and has body reach it. Memory comes first: whoever has a
+// request waits for nobody but the layer.
+func (r *reader) ready(p *part) error {
+	if r.body == nil || !r.held.TryTake(p.len) {
+		if err := r.endAll(); err != nil {
+			return err
+		}
+		if err := r.held.Take(p.len); err != nil {
+			return err
+		}
+	}
+	return r.reach(p)
+}
+
+// endAll gives up what was asked for.
+func (r *reader) endAll() (err error) {
+	if r.dec != nil {
+		err = r.dec.Close()
+	}
+	r.dec, r.body = nil, nil
+	return errors.Join(err, r.open.End())
+}
+
+// decode is load from who is asked now.
 func (r *reader) decode(p *part) (err error) {
-	r.drop()
-	if err := r.reach(p); err != nil {
-		return err
-	}
-	if err := r.held.Take(p.len); err != nil {
-		return err
-	}
 	defer func() {
 		if err != nil {
 			r.drop()
 		}
 	}()
+	if !r.isReady {
+		r.drop()
+		if err := r.ready(p); err != nil {
+			return err
+		}
+	}
+	r.isReady = false
 	if err := r.seek(p); err != nil {
 		return err
 	}

@@ -23,8 +23,9 @@ func (m *Memory) Hold(ctx context.Context) *Held {
 }
 
 // Held is what one reader holds of a Memory. Take and Drop are for one goroutine;
-// Close may be called at any time. So that nobody waits for himself, a reader holds
-// nothing while it waits for what others need memory to give back.
+// Close may be called at any time. So that readers never wait for each other in a
+// circle, a reader takes memory before it takes a place of a Group: in Take it holds no
+// request, and while it holds one it uses TryTake.
 type Held struct {
 	memory *Memory
 	ctx    context.Context
@@ -46,14 +47,29 @@ func (h *Held) Take(n int64) error {
 		}
 		return fmt.Errorf("wait for memory: %w", err)
 	}
+	if !h.keep(n) {
+		return fmt.Errorf("wait for memory: %w", os.ErrClosed)
+	}
+	return nil
+}
+
+// TryTake is Take where n bytes are free at once and nobody waits; otherwise it holds
+// nothing.
+func (h *Held) TryTake(n int64) bool {
+	h.Drop()
+	return h.memory.bytes.TryAcquire(n) && h.keep(n)
+}
+
+// keep holds n bytes, or gives them back where it is too late.
+func (h *Held) keep(n int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
 		h.memory.bytes.Release(n)
-		return fmt.Errorf("wait for memory: %w", os.ErrClosed)
+		return false
 	}
 	h.n = n
-	return nil
+	return true
 }
 
 // Drop gives back what is held.

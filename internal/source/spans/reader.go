@@ -32,6 +32,7 @@ type reader struct {
 
 	refuted *source.Refuted // of ctx
 	held    *limit.Held     // of the gate: the span
+	isReady bool            // for the span that is decoded next
 	open    source.Body     // under body
 }
 
@@ -117,35 +118,56 @@ func (r *reader) refute() (again bool, err error) {
 	return r.open.Refute(), nil
 }
 
-// decode decodes the span of the next byte. Whoever is past the gate has its
-// request, so that it waits for nobody but the file.
-func (r *reader) decode() error {
-	r.drop()
-	if data, from := r.b.gate.recent.get(r.b, r.off); data != nil {
-		r.data = data[r.off-from : min(int64(len(data)), r.end-from)]
-		return nil
-	}
-	if r.body != nil && r.off >= r.span.End {
+// ready takes memory for the span of the next byte, and has body reach it. Memory comes
+// first: whoever has a request waits for nobody but the file.
+func (r *reader) ready() error {
+	if r.off >= r.span.End {
 		next, err := r.find(r.off)
 		if err != nil {
 			return err
 		}
 		r.span = next
 	}
-	if r.body == nil || r.span.InEnd > r.to {
-		if err := r.begin(); err != nil {
+	n := r.span.compressed() + r.until() - r.span.From.Out
+	if r.body == nil || !r.held.TryTake(n) {
+		r.body = nil
+		if err := r.open.End(); err != nil {
+			return err
+		}
+		if err := r.held.Take(n); err != nil {
 			return err
 		}
 	}
-	// All of the span is decoded where that can be held: who reads more of it comes soon.
-	begin, end := r.span.From.Out, min(r.span.End, r.end)
-	to := r.span.End
-	if to-begin > maxRecent/2 && to-end > maxEdge {
-		to = end
+	if r.body == nil || r.span.InEnd > r.to {
+		return r.begin()
 	}
-	if err := r.held.Take(r.span.compressed() + to - begin); err != nil {
-		return err
+	return nil
+}
+
+// until is to where the span is decoded: all of it where that can be held, since who
+// reads more of it comes soon.
+func (r *reader) until() int64 {
+	end := min(r.span.End, r.end)
+	if r.span.End-r.span.From.Out > maxRecent/2 && r.span.End-end > maxEdge {
+		return end
 	}
+	return r.span.End
+}
+
+// decode decodes the span of the next byte, where it is not held.
+func (r *reader) decode() error {
+	if !r.isReady {
+		r.drop()
+		if data, from := r.b.gate.recent.get(r.b, r.off); data != nil {
+			r.data = data[r.off-from : min(int64(len(data)), r.end-from)]
+			return nil
+		}
+		if err := r.ready(); err != nil {
+			return err
+		}
+	}
+	r.isReady = false
+	begin, to, end := r.span.From.Out, r.until(), min(r.span.End, r.end)
 	data := make([]byte, to-begin)
 	if err := r.inflate(data); err != nil {
 		return err

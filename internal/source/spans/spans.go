@@ -152,9 +152,10 @@ func (b *Blob) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		return source.Exact(ctx, r, n), nil
 	}
 	// The request is made here, so that its failure is ReadRange's.
-	if err := r.begin(); err != nil {
+	if err := r.ready(); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
+	r.isReady = true
 	return source.Exact(ctx, r, n), nil
 }
 

@@ -12,11 +12,14 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/leaktest"
 	"github.com/lacunafs/lacuna/internal/source"
+	"github.com/lacunafs/lacuna/internal/source/limit"
 	"github.com/lacunafs/lacuna/internal/source/mem"
+	"github.com/lacunafs/lacuna/internal/source/retry"
 	"github.com/lacunafs/lacuna/internal/source/sourcetest"
 	"github.com/lacunafs/lacuna/internal/zran"
 )
@@ -285,6 +288,36 @@ func TestGate(t *testing.T) {
 	wg.Wait()
 	others.Close()
 	wantFree(t, gate)
+}
+
+// Readers whose requests break ask again while others wait for memory, and nobody waits
+// in a circle: here for two places, where memory has room for two spans.
+func TestBrokenRequestsAndTheGate(t *testing.T) {
+	data := text(400_000, 12)
+	file := pack(t, data, 1)
+	x := indexOf(t, file, 100_000)
+	synctest.Test(t, func(t *testing.T) {
+		f := sourcetest.Break(mem.New(file), 2)
+		b := New(retry.Wrap(limit.NewGroup(2).Demand(f), retry.Policy{}), x, &Gate{memory: limit.NewMemory(300_000)})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var readers sync.WaitGroup
+		for _, s := range x.spans[:4] {
+			readers.Go(func() {
+				off := s.End - 20
+				got, err := sourcetest.Read(ctx, b, off, 10)
+				if err != nil || !bytes.Equal(got, data[off:off+10]) {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		f.Release()
+		readers.Wait()
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // wantFree wants nothing to be held of a gate.
