@@ -368,26 +368,38 @@ func TestPlaceFails(t *testing.T) {
 	}
 }
 
-// A registry that wants a login gets it for pushing too; one that denies is told of.
+// A registry that wants a login gets it for pushing too, however it says that a token for
+// reading is not enough; one that denies is told of.
 func TestLogin(t *testing.T) {
-	r := ocitest.New(t)
-	amd, files, _ := image(t, "amd64")
-	ref := r.Push(t, "app:1", amd)
-	r.WantToken("me", "secret")
-	o := options()
-	o.Authfile = filepath.Join(t.TempDir(), "auth.json")
-	auth := fmt.Sprintf(`{"auths": {%q: {"username": "me", "password": "secret"}}}`, r.Host())
-	if err := os.WriteFile(o.Authfile, []byte(auth), 0o600); err != nil {
-		t.Fatal(err)
+	for name, refusal := range map[string]ocitest.Refusal{
+		"with scope": ocitest.WithScope, "insufficient scope": ocitest.Insufficient,
+		"without scope": ocitest.WithoutScope, "403": ocitest.Forbidden,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := ocitest.New(t)
+			amd, files, _ := image(t, "amd64")
+			ref := r.Push(t, "app:1", amd)
+			r.WantToken("me", "secret")
+			r.RefuseBy(refusal)
+			o := options()
+			o.Authfile = filepath.Join(t.TempDir(), "auth.json")
+			auth := fmt.Sprintf(`{"auths": {%q: {"username": "me", "password": "secret"}}}`, r.Host())
+			if err := os.WriteFile(o.Authfile, []byte(auth), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := publish.Index(t.Context(), whole(t, ref, o), upload(t, ref, options()), index(2, "new")); !errors.Is(err, source.ErrDenied) {
+				t.Errorf("without a login: %v", err)
+			}
+			for _, to := range []string{ref, r.Host() + "/elsewhere:1"} {
+				if _, err := publish.Index(t.Context(), whole(t, ref, o), upload(t, to, o), index(2, "new")); err != nil {
+					t.Fatalf("to %s: %v", to, err)
+				}
+			}
+			r.WantToken("", "")
+			r.RefuseBy(ocitest.WithScope)
+			compareFiles(t, r.Host()+"/elsewhere:new", "", 2, files)
+		})
 	}
-	if _, err := publish.Index(t.Context(), whole(t, ref, o), upload(t, ref, options()), index(2, "new")); !errors.Is(err, source.ErrDenied) {
-		t.Errorf("without a login: %v", err)
-	}
-	if _, err := publish.Index(t.Context(), whole(t, ref, o), upload(t, r.Host()+"/elsewhere:1", o), index(2, "new")); err != nil {
-		t.Fatal(err)
-	}
-	r.WantToken("", "")
-	compareFiles(t, r.Host()+"/elsewhere:new", "", 2, files)
 }
 
 func TestNothingToIndex(t *testing.T) {

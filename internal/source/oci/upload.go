@@ -62,14 +62,16 @@ func newUpload(r reference, opts Options) (*Upload, error) {
 	for _, h := range reg.hosts {
 		if h.api.Host == own.Host && h.api.Path == own.Path {
 			u.host = h // with the certificates that hosts.toml names for it
-			return u, nil
 		}
 	}
-	u.host, err = reg.newHost(hosts.Host{Pull: true, Resolve: true}, opts, ranged.NewTransport(opts.connections()))
-	if err != nil {
-		return nil, errors.Join(err, reg.close())
+	if u.host == nil {
+		u.host, err = reg.newHost(hosts.Host{Pull: true, Resolve: true}, opts, ranged.NewTransport(opts.connections()))
+		if err != nil {
+			return nil, errors.Join(err, reg.close())
+		}
+		reg.hosts = append(reg.hosts, u.host) // to be closed
 	}
-	reg.hosts = append(reg.hosts, u.host) // to be closed
+	u.host.session.Actions = []string{"pull", "push"}
 	return u, nil
 }
 
@@ -123,28 +125,59 @@ func (u *Upload) blob(ctx context.Context, d v1.Descriptor, body io.Reader) erro
 	if a.StatusCode != http.StatusAccepted {
 		return a.Refuse(ranged.ErrStatus)
 	}
-	location, err := u.host.url("/" + u.registry.ref.repository + "/blobs/uploads/").Parse(a.Header.Get("Location"))
+	at := a.Header.Get("Location")
+	location, err := u.host.url("/" + u.registry.ref.repository + "/blobs/uploads/").Parse(at)
+	if at == "" {
+		err = errors.New("no Location")
+	}
 	if err := errors.Join(err, a.Finish()); err != nil {
 		return fmt.Errorf("%w: no address to upload to: %w", source.ErrNotBytes, err)
 	}
 	query := location.Query()
 	query.Set("digest", d.Digest.String())
 	location.RawQuery = query.Encode()
-	return u.put(ctx, location, d.Size, body)
+	if err := u.put(ctx, location, d.Size, body); err != nil {
+		u.forget(location)
+		return err
+	}
+	return nil
+}
+
+// forgetTime bounds the request that ends an upload, for which somebody waits.
+const forgetTime = 5 * time.Second
+
+// forget tells the registry that an upload does not go on, so that it need not keep what
+// it has of it. One that does not hear it does so by itself, later.
+func (u *Upload) forget(upload *url.URL) {
+	ctx, cancel := context.WithTimeout(u.registry.life, forgetTime)
+	defer cancel()
+	header, err := u.headers(ctx, upload, http.Header{})
+	if err != nil {
+		return
+	}
+	req := ranged.NewRequest(upload, header)
+	req.Method = http.MethodDelete
+	if a, err := u.host.sender(u.registry.life).Send(ctx, req); err == nil {
+		a.Finish() //nolint:errcheck // it is not needed
+	}
+}
+
+// headers are those of a request to where an upload was begun. Elsewhere nobody is to see
+// who asks.
+func (u *Upload) headers(ctx context.Context, to *url.URL, header http.Header) (http.Header, error) {
+	if !u.host.isOwn(to) {
+		return u.host.finish(header), nil
+	}
+	authorization, _, err := u.host.session.Authorization(ctx)
+	return u.host.headers(header, authorization), err
 }
 
 // put sends body to where an upload was begun. It cannot be sent again, so the login
 // that began it has to do.
 func (u *Upload) put(ctx context.Context, to *url.URL, size int64, body io.Reader) error {
-	header := http.Header{"Content-Type": {"application/octet-stream"}}
-	if u.host.isOwn(to) {
-		authorization, _, err := u.host.session.Authorization(ctx)
-		if err != nil {
-			return err
-		}
-		header = u.host.headers(header, authorization)
-	} else {
-		header = u.host.finish(header) // it is not to see who asks
+	header, err := u.headers(ctx, to, http.Header{"Content-Type": {"application/octet-stream"}})
+	if err != nil {
+		return err
 	}
 	req := ranged.NewRequest(to, header)
 	req.Method = http.MethodPut

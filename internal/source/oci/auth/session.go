@@ -50,6 +50,7 @@ const (
 type Session struct {
 	Registry   string // host with optional port, as credentials name it
 	Repository string
+	Actions    []string // that tokens are for besides what the registry asks for; nil: pull
 	Keyring    Keyring
 	UserAgent  string
 	Sender     ranged.Sender // its Life ends renewals

@@ -97,6 +97,28 @@ func mustHave(t *testing.T, s *auth.Session, want string) (number int) {
 	return number
 }
 
+// Whatever the registry says that a request needs, a token is asked for with the actions
+// of the session.
+func TestTokensAreForAllActions(t *testing.T) {
+	for asked, want := range map[string]string{
+		"": "repository:a/b:pull,push", "repository:a/b:pull": "repository:a/b:pull,push",
+		"repository:host:5000/b:push,pull": "repository:host:5000/b:push,pull", "registry:catalog:*": "registry:catalog:*",
+		"repository:c:pull registry:x:y": "repository:c:pull,push registry:x:y", "x": "x", "repository": "repository",
+	} {
+		server := newTokenServer(t)
+		s := newSession(t, &clock{}, auth.Keyring{})
+		s.Actions = []string{"pull", "push"}
+		challenge := server.challenge()
+		if asked != "" {
+			challenge += fmt.Sprintf(",scope=%q", asked)
+		}
+		mustRenew(t, s, mustHave(t, s, ""), refusal(401, challenge), true)
+		if got := strings.Join(server.last.Load().URL.Query()["scope"], " "); got != want {
+			t.Errorf("%q: asked for %q, want %q", asked, got, want)
+		}
+	}
+}
+
 func TestTokensAreRenewedBeforeTheyExpire(t *testing.T) {
 	server, now := newTokenServer(t), &clock{}
 	s := newSession(t, now, auth.Keyring{})

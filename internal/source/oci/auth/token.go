@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,10 +38,7 @@ func (s *Session) fetch(ctx context.Context, ch Challenge, c Credential) (token,
 	if err != nil {
 		return token{}, err
 	}
-	scope := ch.Params["scope"]
-	if scope == "" {
-		scope = "repository:" + s.Repository + ":pull"
-	}
+	scope := s.scope(ch.Params["scope"])
 	if c.IdentityToken != "" {
 		t, err := s.exchange(ctx, realm, ch.Params["service"], scope, c.IdentityToken)
 		var status *ranged.StatusError
@@ -71,6 +69,31 @@ func (s *Session) fetch(ctx context.Context, ch Challenge, c Credential) (token,
 		return s.Sender.Send(ctx, s.request(next, h))
 	}
 	return readToken(r.Get(ctx, h))
+}
+
+// scope is what a token is asked for (distribution's docs/content/spec/auth/scope.md):
+// what the registry has said that the request before needs, or else the repository, and
+// the session's actions in either. A token for reading is not of use for a push, and not
+// all registries ask for another one then.
+func (s *Session) scope(asked string) string {
+	all := strings.Fields(asked)
+	if len(all) == 0 {
+		all = []string{"repository:" + s.Repository + ":pull"}
+	}
+	for i, scope := range all {
+		end := strings.LastIndexByte(scope, ':')
+		if end < 0 || !strings.HasPrefix(scope, "repository:") {
+			continue
+		}
+		actions := strings.Split(scope[end+1:], ",")
+		for _, action := range s.Actions {
+			if !slices.Contains(actions, action) {
+				actions = append(actions, action)
+			}
+		}
+		all[i] = scope[:end+1] + strings.Join(actions, ",")
+	}
+	return strings.Join(all, " ")
 }
 
 func (s *Session) request(u *url.URL, h http.Header) *http.Request {

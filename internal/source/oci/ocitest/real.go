@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -151,7 +152,7 @@ type Issuer struct {
 }
 
 // NewIssuer starts a server whose tokens a registry takes for life, a number of
-// seconds. Who logs in as RealUser may push, too.
+// seconds. Who logs in as RealUser may push, too, if that is asked for.
 func NewIssuer(t testing.TB, life time.Duration) *Issuer {
 	t.Helper()
 	i := &Issuer{life: life, keys: filepath.Join(t.TempDir(), "keys.json")}
@@ -196,10 +197,9 @@ func (i *Issuer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		if len(parts) != 3 {
 			continue
 		}
-		actions := []string{"pull"}
-		if user == RealUser && password == RealPassword {
-			actions = append(actions, "push")
-		}
+		actions := slices.DeleteFunc(strings.Split(parts[2], ","), func(action string) bool {
+			return action != "pull" && (action != "push" || user != RealUser || password != RealPassword)
+		})
 		all = append(all, access{parts[0], parts[1], actions})
 	}
 	now := time.Now()

@@ -36,8 +36,9 @@ type Registry struct {
 	mu       sync.Mutex
 	user     string // user:password; empty: everybody gets a token
 	wants    string // "", "Basic" or "Bearer"
-	epoch    int    // which tokens are valid
-	left     int    // requests until the tokens expire; 0: they do not
+	refusal  Refusal
+	epoch    int // which tokens are valid
+	left     int // requests until the tokens expire; 0: they do not
 	uses     int
 	life     int // expires_in, seconds
 	bad      int // how many of the next tokens are not valid
@@ -107,6 +108,25 @@ func (r *Registry) WantToken(user, password string) {
 func (r *Registry) WantBasic(user, password string) {
 	r.set(func() { r.wants, r.user = "Basic", login(user, password) })
 }
+
+// Refusal is how a registry tells that a token is not for what is asked: one that was
+// asked for with the action pull alone is not for pushing.
+type Refusal int
+
+// The refusals.
+const (
+	// WithScope is 401, and a challenge that says what a token is needed for.
+	WithScope Refusal = iota
+	// Insufficient is the same, with the error of RFC 6750 section 3.1.
+	Insufficient
+	// WithoutScope is 401, and a challenge that does not say it.
+	WithoutScope
+	// Forbidden is 403, where there is a token.
+	Forbidden
+)
+
+// RefuseBy is how tokens are refused.
+func (r *Registry) RefuseBy(how Refusal) { r.set(func() { r.refusal = how }) }
 
 func login(user, password string) string {
 	if user == "" {
@@ -248,11 +268,21 @@ func (r *Registry) allowed(w http.ResponseWriter, q *http.Request) bool {
 				r.epoch++
 			}
 		}
-		if got == "Bearer "+r.tokenLocked() {
+		if r.goodLocked(got, q) {
 			return true
 		}
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:%s:pull"`,
-			r.tokens.URL, repository(q.URL.Path)))
+		if r.refusal == Forbidden && got != "" {
+			w.WriteHeader(http.StatusForbidden)
+			return false
+		}
+		challenge := fmt.Sprintf(`Bearer realm="%s/token",service="test"`, r.tokens.URL)
+		if r.refusal != WithoutScope {
+			challenge += fmt.Sprintf(`,scope="repository:%s:%s"`, repository(q.URL.Path), needs(q))
+		}
+		if r.refusal == Insufficient && got != "" {
+			challenge += `,error="insufficient_scope"`
+		}
+		w.Header().Set("WWW-Authenticate", challenge)
 	}
 	w.WriteHeader(http.StatusUnauthorized)
 	return false
@@ -268,11 +298,47 @@ func repository(path string) string {
 	return path
 }
 
-func (r *Registry) tokenLocked() string { return fmt.Sprintf("t0ken-%d", r.epoch) }
+// needs is what a token must be for.
+func needs(q *http.Request) string {
+	if q.Method == http.MethodGet || q.Method == http.MethodHead {
+		return "pull"
+	}
+	return "pull,push"
+}
+
+// goodLocked tells whether a token is one for what is asked.
+func (r *Registry) goodLocked(authorization string, q *http.Request) bool {
+	given, ok := strings.CutPrefix(authorization, "Bearer ")
+	return ok && (given == r.tokenLocked("pull,push") || given == r.tokenLocked("pull") && needs(q) == "pull")
+}
+
+// tokenLocked is the token for actions.
+func (r *Registry) tokenLocked(actions string) string {
+	kind := "read"
+	if strings.Contains(actions, "push") {
+		kind = "write"
+	}
+	return fmt.Sprintf("t0ken-%s-%d", kind, r.epoch)
+}
+
+// actionsOf are those of all scopes.
+func actionsOf(scopes []string) string {
+	var all []string
+	for _, scope := range strings.Fields(strings.Join(scopes, " ")) {
+		if parts := strings.Split(scope, ":"); len(parts) == 3 {
+			all = append(all, parts[2])
+		}
+	}
+	return strings.Join(all, ",")
+}
 
 func (r *Registry) serveToken(w http.ResponseWriter, q *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := q.ParseForm(); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
 	user, password, _ := q.BasicAuth()
 	ok := r.user == "" || login(user, password) == r.user
 	if q.Method == http.MethodPost { // OAuth 2: the identity token is "identity-" and the user's login
@@ -287,7 +353,7 @@ func (r *Registry) serveToken(w http.ResponseWriter, q *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
-	answer := map[string]any{"token": r.tokenLocked()}
+	answer := map[string]any{"token": r.tokenLocked(actionsOf(q.Form["scope"]))}
 	if r.bad > 0 {
 		r.bad--
 		answer["token"] = "bad"
