@@ -294,6 +294,9 @@ func (x *indexer) second(ctx context.Context, manifests [][]byte, ztocs map[dige
 	if err != nil {
 		return nil, err
 	}
+	if n := attestations(x.from.Index); n > 0 {
+		x.note("attestations and the like are about the images as they were: %d stay in the index, and name no image any more", n)
+	}
 	for _, data := range changed {
 		if err := x.putManifest(ctx, data, v1.MediaTypeImageManifest); err != nil {
 			return nil, err
@@ -303,6 +306,17 @@ func (x *indexer) second(ctx context.Context, manifests [][]byte, ztocs map[dige
 		return nil, err
 	}
 	return &Indexed{Digest: digest.FromBytes(index), Images: all}, nil
+}
+
+// attestations is how many entries say that they are about another one (BuildKit,
+// docs/attestations/attestation-storage.md), which has another digest in a new index.
+func attestations(index v1.Index) (n int) {
+	for _, d := range index.Manifests {
+		if d.Annotations["vnd.docker.reference.digest"] != "" {
+			n++
+		}
+	}
+	return n
 }
 
 func newReader(data []byte) io.Reader { return bytes.NewReader(data) }

@@ -11,7 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
+	"strings"
+	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -19,11 +21,9 @@ import (
 )
 
 // Layout is a directory of images (image-spec, image-layout.md). Blobs come into being
-// whole; index.json is replaced as a whole.
-type Layout struct {
-	dir string
-	mu  sync.Mutex // of index.json
-}
+// whole; index.json is replaced as a whole, by one process after the other. What is there
+// is there after a power loss.
+type Layout struct{ dir string }
 
 // ErrNoLayout: a directory has something else in it.
 var ErrNoLayout = errors.New("not an OCI layout")
@@ -38,13 +38,20 @@ func OpenLayout(dir string) (*Layout, error) {
 }
 
 func (l *Layout) open() error {
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return err
+	}
+	return l.alone(context.Background(), l.openAlone)
+}
+
+func (l *Layout) openAlone() error {
 	found, err := os.ReadDir(l.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return err
 	}
 	data, err := os.ReadFile(filepath.Join(l.dir, v1.ImageLayoutFile))
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && len(found) > 0:
+	case errors.Is(err, fs.ErrNotExist) && slices.ContainsFunc(found, isForeign):
 		return fmt.Errorf("%w: it has files and no %s", ErrNoLayout, v1.ImageLayoutFile)
 	case err == nil:
 		var version v1.ImageLayout
@@ -54,7 +61,11 @@ func (l *Layout) open() error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(l.dir, v1.ImageBlobsDir, digest.SHA256.String()), 0o755); err != nil {
+	blobs := filepath.Join(l.dir, v1.ImageBlobsDir)
+	if err := os.MkdirAll(filepath.Join(blobs, digest.SHA256.String()), 0o755); err != nil {
+		return err
+	}
+	if err := syncDir(blobs); err != nil {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(l.dir, v1.ImageIndexFile)); errors.Is(err, fs.ErrNotExist) {
@@ -68,6 +79,42 @@ func (l *Layout) open() error {
 		return err
 	}
 	return l.replace(filepath.Join(l.dir, v1.ImageLayoutFile), bytes.NewReader(data), nil)
+}
+
+// newFile is how files begin that are not there yet.
+const newFile = ".new-"
+
+// isForeign tells what somebody else has put into a directory from what a layout has
+// that was not made to its end.
+func isForeign(e fs.DirEntry) bool {
+	return e.Name() != v1.ImageBlobsDir && e.Name() != v1.ImageIndexFile && !strings.HasPrefix(e.Name(), newFile)
+}
+
+// alonePause is how long who waits for his turn at index.json waits before he looks again.
+const alonePause = 20 * time.Millisecond
+
+// alone changes index.json while nobody else does: the directory is locked, which ends
+// with the process.
+func (l *Layout) alone(ctx context.Context, change func() error) (err error) {
+	dir, err := os.Open(l.dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	for {
+		err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return change()
+		case !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR):
+			return fmt.Errorf("lock %s: %w", l.dir, err)
+		}
+		select {
+		case <-time.After(alonePause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Close does nothing: nothing is in progress between calls.
@@ -109,7 +156,7 @@ func (l *Layout) Blob(ctx context.Context, d v1.Descriptor, body io.Reader) erro
 
 // replace writes a file that is there when all of it is, and check says that it may be.
 func (l *Layout) replace(name string, body io.Reader, check func() error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(name), newFile+"*")
 	if err != nil {
 		return err
 	}
@@ -120,7 +167,9 @@ func (l *Layout) replace(name string, body io.Reader, check func() error) (err e
 		}
 		if err != nil {
 			err = errors.Join(err, os.Remove(f.Name()))
+			return
 		}
+		err = syncDir(filepath.Dir(name))
 	}()
 	if _, err := io.Copy(f, body); err != nil {
 		return err
@@ -131,6 +180,19 @@ func (l *Layout) replace(name string, body io.Reader, check func() error) (err e
 		}
 	}
 	return errors.Join(f.Chmod(0o644), f.Sync())
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(name string) error {
+	dir, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	err = dir.Sync()
+	if errors.Is(err, syscall.EINVAL) {
+		err = nil // a filesystem that has no such thing (fsync(2))
+	}
+	return errors.Join(err, dir.Close())
 }
 
 // Manifest implements Place. One with a subject is listed in index.json, where it is
@@ -147,7 +209,7 @@ func (l *Layout) Manifest(ctx context.Context, data []byte, mediaType string) er
 	if d.ArtifactType = m.ArtifactType; d.ArtifactType == "" {
 		d.ArtifactType = m.Config.MediaType
 	}
-	return l.list(d, func(o v1.Descriptor) bool { return o.Digest == d.Digest })
+	return l.list(ctx, d, func(o v1.Descriptor) bool { return o.Digest == d.Digest })
 }
 
 // Name implements Place.
@@ -159,13 +221,15 @@ func (l *Layout) Name(ctx context.Context, data []byte, mediaType, tag string) e
 		MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data)),
 		Annotations: map[string]string{v1.AnnotationRefName: tag},
 	}
-	return l.list(d, func(o v1.Descriptor) bool { return o.Annotations[v1.AnnotationRefName] == tag })
+	return l.list(ctx, d, func(o v1.Descriptor) bool { return o.Annotations[v1.AnnotationRefName] == tag })
 }
 
 // list puts d into index.json, in place of what is the same.
-func (l *Layout) list(d v1.Descriptor, same func(v1.Descriptor) bool) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (l *Layout) list(ctx context.Context, d v1.Descriptor, same func(v1.Descriptor) bool) error {
+	return l.alone(ctx, func() error { return l.listAlone(d, same) })
+}
+
+func (l *Layout) listAlone(d v1.Descriptor, same func(v1.Descriptor) bool) error {
 	data, err := os.ReadFile(filepath.Join(l.dir, v1.ImageIndexFile))
 	if err != nil {
 		return err

@@ -184,38 +184,31 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// A layout gets the whole image; its layers are read once on the way. An image of a
-// layout, without a registry, is good too.
-func TestLayouts(t *testing.T) {
+// What is about an image that gets another digest is told of.
+func TestAttestationsAreToldOf(t *testing.T) {
 	r := ocitest.New(t)
 	amd, files, _ := image(t, "amd64")
-	ref := r.Push(t, "app:1", amd)
-	dir := t.TempDir()
-	for _, version := range []int{1, 2} {
-		one := filepath.Join(dir, fmt.Sprint("one", version))
-		if _, err := publish.Index(t.Context(), whole(t, ref, options()), layout(t, one), index(version, "x")); err != nil {
-			t.Fatal(err)
-		}
-		compareFiles(t, "oci-layout:"+one+":x", "", version, files)
-	}
-	two := filepath.Join(dir, "two")
-	from := whole(t, "oci-layout:"+filepath.Join(dir, "one2")+":x", options())
-	if _, err := publish.Index(t.Context(), from, layout(t, two), index(2, "y")); err != nil {
+	about, err := amd.Digest()
+	if err != nil {
 		t.Fatal(err)
 	}
-	compareFiles(t, "oci-layout:"+two+":y", "", 2, files)
-	other := r.Host() + "/other/app:2"
-	if _, err := publish.Index(t.Context(), from, upload(t, other, options()), index(1, "2")); err != nil {
+	list := mutate.AppendManifests(ocitest.Index(t, amd), mutate.IndexAddendum{
+		Add: ocitest.Image(t, []byte("attested")), Descriptor: gcr.Descriptor{
+			Platform:    &gcr.Platform{OS: "unknown", Architecture: "unknown"},
+			Annotations: map[string]string{"vnd.docker.reference.digest": about.String(), "vnd.docker.reference.type": "attestation-manifest"},
+		},
+	})
+	ref := r.Push(t, "app:1", list)
+	var notes []string
+	o := index(2, "new")
+	o.Report.Note = func(s string) { notes = append(notes, s) }
+	if _, err := publish.Index(t.Context(), whole(t, ref, options()), upload(t, ref, options()), o); err != nil {
 		t.Fatal(err)
 	}
-	compareFiles(t, other, "", 2, files) // it brings its own, which is better
-	if _, err := publish.OpenLayout(filepath.Dir(dir)); !errors.Is(err, publish.ErrNoLayout) {
-		t.Errorf("a directory with other things: %v", err)
+	if len(notes) != 1 || !strings.Contains(notes[0], "1 stay in the index") {
+		t.Errorf("notes: %q", notes)
 	}
-	left, err := filepath.Glob(filepath.Join(dir, "*", "blobs", "sha256", ".new-*"))
-	if err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
+	compareFiles(t, r.Host()+"/app:new", "linux/amd64", 2, files)
 }
 
 // Converting again gives the same.

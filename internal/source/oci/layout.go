@@ -84,16 +84,21 @@ func (l *layout) checkVersion() error {
 	return nil
 }
 
-// pick chooses the entry of index.json that has the tag. Without a tag the only
-// entry is meant; nil: any of them, by platform.
-func (l *layout) pick(entries []v1.Descriptor) (*v1.Descriptor, error) {
+// pick chooses the entry of index.json that has the tag. Without a tag the only image is
+// meant, which what refers to it may lie beside; nil: any of them, by platform.
+func (l *layout) pick(all []v1.Descriptor) (*v1.Descriptor, error) {
 	var names []string
+	var entries []v1.Descriptor
 	platforms := true
-	for i, e := range entries {
+	for i, e := range all {
 		name := e.Annotations[v1.AnnotationRefName]
 		if l.ref.tag != "" && name == l.ref.tag {
-			return &entries[i], nil
+			return &all[i], nil
 		}
+		if e.ArtifactType != "" && e.ArtifactType != v1.MediaTypeImageConfig {
+			continue
+		}
+		entries = append(entries, e)
 		if name != "" {
 			names = append(names, name)
 		}
