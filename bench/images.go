@@ -202,8 +202,11 @@ func (b *bench) image(what string) (*image, error) {
 }
 
 func (b *bench) build(what string) (v1.Image, error) {
-	if what == pythonImage {
-		return b.buildDebian()
+	switch what {
+	case pythonImage:
+		return b.buildDebian(0)
+	case pythonAlone:
+		return b.buildDebian(2)
 	}
 	img := emptyImage()
 	layers, write := 1, manyLayer

@@ -22,8 +22,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// pythonImage is a Debian with python3, a Go toolchain and a JDK in gzip layers.
-const pythonImage = "python"
+// An image that python3 is run in, of gzip layers: pythonImage is a Debian with python3,
+// a Go toolchain and a JDK, pythonAlone a Debian with python3.
+const (
+	pythonImage = "python"
+	pythonAlone = "python-alone"
+)
 
 // pythonProgram is what is run in it.
 const pythonProgram = "import json,asyncio,ssl,sqlite3,http.client"
@@ -31,27 +35,35 @@ const pythonProgram = "import json,asyncio,ssl,sqlite3,http.client"
 // python measures from starting the command that mounts to the end of a program
 // that runs in the mount, with an empty cache and a registry far away.
 func python(b *bench) error {
-	img, err := b.image(pythonImage)
-	if err != nil {
-		return err
-	}
 	for _, way := range []struct {
 		what, suffix string
 		make         []string // of the plain image
 		v1           bool     // the plain image itself gets the index, in a repository of its own
+		alone        bool     // of pythonAlone
 		goal         string
 	}{
 		{what: "SOCI v2", suffix: "-soci", make: []string{"index", "--push"}, goal: "at most 1.0 s"},
+		{what: "SOCI v2", suffix: "-soci", make: []string{"index", "--push"}, alone: true},
+		{what: "SOCI v2 with spans of 2 MiB", suffix: "-soci-2m", make: []string{"index", "--push", "--span-size", "2MiB", "--tag", "1-soci-2m"}},
+		{what: "SOCI v2 with spans of 1 MiB", suffix: "-soci-1m", make: []string{"index", "--push", "--span-size", "1MiB", "--tag", "1-soci-1m"}},
 		{what: "SOCI v1", make: []string{"index", "--v1", "--push"}, v1: true, goal: "at most 1.0 s"},
 		{what: "eStargz", suffix: "-estargz", make: []string{"convert", "--to", "estargz", "--push"}},
 		{what: "plain gzip"},
 	} {
-		repo := pythonImage
+		from := pythonImage
+		if way.alone {
+			from = pythonAlone
+		}
+		img, err := b.image(from)
+		if err != nil {
+			return err
+		}
+		repo := from
 		if way.v1 {
 			repo += "-v1"
 		}
 		w := pythonWay{b: b, what: way.what, ref: b.registry.host + "/" + repo + ":1" + way.suffix}
-		if err := w.prepare(b.registry.far+"/"+repo+":1", way.suffix, way.make); err != nil {
+		if err := w.prepare(from, b.registry.far+"/"+repo+":1", way.suffix, way.make); err != nil {
 			return fmt.Errorf("%s: %w", way.what, err)
 		}
 		if err := w.measure(img, way.goal); err != nil {
@@ -69,10 +81,10 @@ type pythonWay struct {
 	index     int64    // their bytes
 }
 
-// prepare makes it of the plain image, unless the registry has it.
-func (w *pythonWay) prepare(plain, suffix string, make []string) error {
+// prepare makes it of the image from, whose copy is plain, unless the registry has it.
+func (w *pythonWay) prepare(from, plain, suffix string, make []string) error {
 	w.b.registry.line.set(false)
-	if err := w.b.copyImage(w.b.registry.far+"/"+pythonImage+":1", plain); err != nil {
+	if err := w.b.copyImage(w.b.registry.far+"/"+from+":1", plain); err != nil {
 		return err
 	}
 	soci := strings.HasPrefix(w.what, "SOCI")
@@ -243,8 +255,9 @@ func (b *bench) copyImage(from, to string) error {
 	return remote.Write(tag, img, options...)
 }
 
-// buildDebian makes an image of the layers that scripts/debian.sh makes.
-func (b *bench) buildDebian() (v1.Image, error) {
+// buildDebian makes an image of the layers that scripts/debian.sh makes: of all, or of the
+// first so many.
+func (b *bench) buildDebian(layers int) (v1.Image, error) {
 	mod, err := exec.Command("go", "env", "GOMOD").Output()
 	if err != nil {
 		return nil, err
@@ -258,6 +271,9 @@ func (b *bench) buildDebian() (v1.Image, error) {
 	tars, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(out)), "*.tar"))
 	if err != nil || len(tars) == 0 {
 		return nil, fmt.Errorf("debian.sh made %d layers: %w", len(tars), err)
+	}
+	if layers > 0 {
+		tars = tars[:min(layers, len(tars))]
 	}
 	img := emptyImage()
 	for _, tar := range tars {
