@@ -130,6 +130,14 @@ func (i *Instance) patiently(ctx context.Context, what string, attempt func() er
 	}, attempt)
 }
 
+// briefly is patiently for what an image can be mounted without.
+func (i *Instance) briefly(ctx context.Context, what string, attempt func() error) error {
+	return retry.Do(ctx, retry.Policy{
+		Attempts: 4, Budget: 3 * time.Second, First: 300 * time.Millisecond,
+		Failed: func(_ int, err error, wait time.Duration) { i.log.Warn(what, "wait", wait, "err", err) },
+	}, attempt)
+}
+
 // mountLocked does the local part. It owns m's image, and undoes what it has done
 // when it fails.
 func (i *Instance) mountLocked(ctx context.Context, m *mountedImage) (err error) {

@@ -19,29 +19,33 @@ func CheckFormat(name string) error { return prepare.Wish(name).Check() }
 // indices are the SOCI indices of an image, which are looked for when its first layer
 // without a table of contents of its own asks.
 func (i *Instance) indices(img *oci.Image) prepare.Indices {
-	look := make(chan map[int][]*soci.Index, 1) // holds what was found, by the version that was asked for
-	look <- make(map[int][]*soci.Index)
+	// looked holds what was found, by the version that was asked for.
+	looked := make(chan map[int]foundIndices, 1)
+	looked <- make(map[int]foundIndices)
 	return prepare.Indices{
 		Find: func(ctx context.Context, l oci.Layer, version int) (*prepare.Ztoc, error) {
-			var known map[int][]*soci.Index
+			var known map[int]foundIndices
 			select {
-			case known = <-look:
+			case known = <-looked:
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			}
-			defer func() { look <- known }()
-			list, looked := known[version]
-			if !looked {
-				err := i.patiently(ctx, "looking for indices of "+img.Ref, func() (err error) {
-					list, err = publish.Indices(ctx, img, version)
+			defer func() { looked <- known }()
+			found, already := known[version]
+			if !already {
+				found.err = i.briefly(ctx, "looking for indices of "+img.Ref, func() (err error) {
+					found.list, err = publish.Indices(ctx, img, version)
 					return err
 				})
-				if err != nil {
-					return nil, err
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
 				}
-				known[version] = list
+				known[version] = found
 			}
-			return ztocOf(list, l), nil
+			if found.err != nil {
+				return nil, found.err
+			}
+			return ztocOf(found.list, l), nil
 		},
 		Open: func(ctx context.Context, z prepare.Ztoc) (source.Blob, error) {
 			blob, err := img.Attached(ctx, z.Digest, z.Size)
@@ -53,6 +57,13 @@ func (i *Instance) indices(img *oci.Image) prepare.Indices {
 			return i.sources.wrap(where, blob), nil
 		},
 	}
+}
+
+// foundIndices are the indices of an image, or why they could not be looked for: then each
+// layer is told so, and nobody asks again.
+type foundIndices struct {
+	list []*soci.Index
+	err  error
 }
 
 // ztocOf is the layer's zTOC in the best index that has one.

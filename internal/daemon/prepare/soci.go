@@ -63,25 +63,65 @@ func spansSum(s *soci.Spans) (string, error) {
 }
 
 // readSOCI reads a layer's table of contents from its zTOC: nil where it has none that
-// can be used, and why.
+// can be used, and why. An index is help: whatever keeps it from being had, a layer is
+// had without it, unless it was wished for.
 func (l *Library) readSOCI(ctx context.Context, j *Job, n int, blob source.Blob) (p *prepared, why string, err error) {
 	from := j.Image.Layers[n]
 	if source.IsSequential(blob) {
 		return nil, "", nil
 	}
 	z, err := j.zTOC(ctx, from)
-	if err != nil || z == nil {
+	if err == nil && z == nil {
+		return nil, "", nil
+	}
+	as := "looking for an index"
+	if err == nil {
+		as = "as " + string(z.format())
+		p, err = l.readZtoc(ctx, j, n, z)
+	}
+	unusable := errors.Is(err, toc.ErrNotFormat) || errors.Is(err, toc.ErrInvalid) || errors.Is(err, toc.ErrLimit)
+	switch {
+	case err == nil:
+		return p, "", nil
+	case ctx.Err() != nil || !unusable && j.Asked.Format.isSOCI():
 		return nil, "", err
 	}
-	p, err = l.readZtoc(ctx, j, n, z)
-	if errors.Is(err, toc.ErrNotFormat) || errors.Is(err, toc.ErrInvalid) || errors.Is(err, toc.ErrLimit) {
-		return nil, fmt.Sprintf("as %s: %v", z.format(), err), nil
+	return nil, shortened(as + ": " + err.Error()), nil
+}
+
+// maxWhy bounds a reason, in characters: it is kept in a line of maxTOCHead, quoted.
+const maxWhy = 300
+
+// shortened is text without its end if it is too long.
+func shortened(text string) string {
+	if all := []rune(text); len(all) > maxWhy {
+		return string(all[:maxWhy]) + "..."
 	}
-	return p, "", err
+	return text
+}
+
+// smallZtoc is what a zTOC may have of bytes whatever its layer has.
+const smallZtoc = 16 << 20
+
+// checkSpans refuses a zTOC whose spans may be larger than what is decoded: a single
+// large block shows only when all of it is there.
+func checkSpans(s *soci.Spans) error {
+	each := s.Uncompressed / int64(s.Count())
+	if s.Count() > 1 {
+		each = max(each, s.SpanSize)
+	}
+	if each+min(each, s.BlobSize) > spans.MaxSpan {
+		return fmt.Errorf("spans of %d bytes: %w: %w", each, spans.ErrSpan, toc.ErrLimit)
+	}
+	return nil
 }
 
 func (l *Library) readZtoc(ctx context.Context, j *Job, n int, z *Ztoc) (p *prepared, err error) {
 	from := j.Image.Layers[n]
+	// All of it is fetched: what is larger than the layer is no help, and takes the disk.
+	if z.Size > max(from.Size, smallZtoc) {
+		return nil, fmt.Errorf("zTOC %s of %d bytes for a layer of %d: %w", z.Digest, z.Size, from.Size, toc.ErrLimit)
+	}
 	blob, err := j.Indices.Open(ctx, *z)
 	if err != nil {
 		return nil, err
@@ -96,6 +136,9 @@ func (l *Library) readZtoc(ctx context.Context, j *Job, n int, z *Ztoc) (p *prep
 	}
 	if read.Spans.Codec != toc.Gzip {
 		return nil, fmt.Errorf("zTOC of a layer that is %s: %w", read.Spans.Codec, toc.ErrNotFormat)
+	}
+	if err := checkSpans(read.Spans); err != nil {
+		return nil, err
 	}
 	t, headers, err := read.Contents()
 	if err != nil {

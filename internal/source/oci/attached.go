@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,8 +22,8 @@ import (
 
 // attachments is what else lies beside an image, which docker-archives have not.
 type attachments interface {
-	// attached are the manifests whose subject is the manifest d.
-	attached(ctx context.Context, d digest.Digest) ([]v1.Descriptor, error)
+	// attached are the manifests of the type whose subject is the manifest d.
+	attached(ctx context.Context, d digest.Digest, artifactType string) ([]v1.Descriptor, error)
 	// named returns the manifest d, verified.
 	named(ctx context.Context, d digest.Digest) ([]byte, error)
 }
@@ -38,13 +41,11 @@ func (i *Image) Referrers(ctx context.Context, artifactType string) ([]v1.Descri
 	if !ok {
 		return nil, nil
 	}
-	all, err := a.attached(ctx, i.Digest)
+	found, err := a.attached(ctx, i.Digest, artifactType)
 	if err != nil {
 		return nil, fmt.Errorf("look for what refers to %s of %s: %w", short(i.Digest), i.Ref, err)
 	}
-	return slices.DeleteFunc(all, func(d v1.Descriptor) bool {
-		return d.ArtifactType != artifactType || checkDescriptor(d) != nil || d.Size > jsonLimit
-	}), nil
+	return found, nil
 }
 
 // Manifest returns a manifest of the image's repository by its digest: the image's
@@ -76,44 +77,115 @@ func (i *Image) Attached(ctx context.Context, d digest.Digest, size int64) (sour
 	return b, nil
 }
 
+// maxPages bounds the answers that are read of one list.
+const maxPages = 32
+
+// errEmpty: a mirror knows of nothing, which the registry itself may.
+var errEmpty = fmt.Errorf("%w: its list of referrers is empty", source.ErrNotFound)
+
 // attached asks for the list, and where the registry has none for the index with
 // the tag that clients keep instead (distribution-spec, "Referrers Tag Schema").
-// Only the first page of a list is read.
-func (r *registry) attached(ctx context.Context, d digest.Digest) ([]v1.Descriptor, error) {
-	list := func(path string) ([]byte, error) {
-		data, _, err := r.fetch(ctx, path, func(h *host) bool { return h.pull },
-			func(data []byte, _ http.Header) error { _, err := parseList(data); return err })
-		return data, err
-	}
-	data, err := list("/referrers/" + d.String())
+func (r *registry) attached(ctx context.Context, d digest.Digest, artifactType string) ([]v1.Descriptor, error) {
+	list, err := r.listed(ctx, "/referrers/"+d.String()+"?"+url.Values{"artifactType": {artifactType}}.Encode(), artifactType)
 	if lacksReferrers(err) {
-		data, err = list("/manifests/" + d.Algorithm().String() + "-" + d.Encoded())
+		list, err = r.listed(ctx, "/manifests/"+d.Algorithm().String()+"-"+d.Encoded(), artifactType)
 		if lacksReferrers(err) {
 			return nil, nil
 		}
 	}
-	if err != nil {
-		return nil, err
+	return list, err
+}
+
+// listed reads the pages of a list that begins at path, of one host.
+func (r *registry) listed(ctx context.Context, path, artifactType string) (list []v1.Descriptor, err error) {
+	err = r.each(ctx, func(h *host) bool { return h.pull }, func(h *host) error {
+		list = nil
+		for page, path := 0, path; path != "" && page < maxPages; page++ {
+			data, header, err := r.document(ctx, h, path)
+			if err != nil {
+				return err
+			}
+			more, err := parseSent(data, header.Get("Content-Type"))
+			if err != nil {
+				return fmt.Errorf("%s: %w", h.api.Host, err)
+			}
+			list = append(list, ofType(more, artifactType)...)
+			path = r.nextPage(h, path, header)
+		}
+		if len(list) == 0 && h.isMirror() {
+			return errEmpty
+		}
+		return nil
+	})
+	return list, err
+}
+
+// nextPage is where a list goes on (RFC 8288) of which path was a page, if it is in the repository at the same
+// host: nobody else is asked. Empty: it ends there.
+func (r *registry) nextPage(h *host, path string, header http.Header) string {
+	for _, link := range header.Values("Link") {
+		target, params, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(link), "<"), ">")
+		if !ok || !strings.Contains(strings.ReplaceAll(params, `"`, ""), "rel=next") {
+			continue
+		}
+		root := h.url("/" + r.ref.repository)
+		u, err := h.url("/" + r.ref.repository + path).Parse(target)
+		if err != nil || u.Host != root.Host {
+			return ""
+		}
+		next, ok := strings.CutPrefix(u.Path, root.Path+"/")
+		if !ok {
+			return ""
+		}
+		query := u.Query()
+		query.Del("ns") // which the host adds
+		return "/" + next + "?" + query.Encode()
+	}
+	return ""
+}
+
+// lacksReferrers tells whether err is the answer of a registry that has not, or
+// knows not what was asked for: such a one may as well send a page for people.
+func lacksReferrers(err error) bool {
+	if errors.Is(err, source.ErrNotFound) || errors.Is(err, errNoList) {
+		return true
+	}
+	var status *ranged.StatusError
+	if !errors.As(err, &status) {
+		return false
+	}
+	switch status.Status {
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusGone, http.StatusNotImplemented:
+		return true
+	}
+	return false
+}
+
+var errNoList = fmt.Errorf("%w: what was sent is no image index", source.ErrNotBytes)
+
+// parseSent is parseList of what was sent as something of kind.
+func parseSent(data []byte, kind string) ([]v1.Descriptor, error) {
+	if sent, _, err := mime.ParseMediaType(kind); err != nil || sent != v1.MediaTypeImageIndex {
+		return nil, fmt.Errorf("%w, but %.60q", errNoList, kind)
 	}
 	return parseList(data)
 }
 
-// lacksReferrers tells whether err is the answer of a registry that has not, or
-// knows not what was asked for.
-func lacksReferrers(err error) bool {
-	var status *ranged.StatusError
-	return errors.Is(err, source.ErrNotFound) || errors.As(err, &status) &&
-		(status.Status == http.StatusBadRequest || status.Status == http.StatusMethodNotAllowed || status.Status == http.StatusNotAcceptable)
-}
-
-// parseList reads an image index, whatever it was sent as.
+// parseList reads an image index.
 func parseList(data []byte) ([]v1.Descriptor, error) {
 	var index v1.Index
 	err := json.Unmarshal(data, &index)
 	if err != nil || index.Manifests == nil && index.MediaType != v1.MediaTypeImageIndex {
-		return nil, fmt.Errorf("%w: the list of referrers is no index", source.ErrNotBytes)
+		return nil, errNoList
 	}
 	return index.Manifests, nil
+}
+
+// ofType are those of list that are manifests of the type.
+func ofType(list []v1.Descriptor, artifactType string) []v1.Descriptor {
+	return slices.DeleteFunc(list, func(d v1.Descriptor) bool {
+		return d.ArtifactType != artifactType || checkDescriptor(d) != nil || d.Size > jsonLimit
+	})
 }
 
 func (r *registry) named(ctx context.Context, d digest.Digest) ([]byte, error) {
@@ -126,7 +198,7 @@ func (r *registry) named(ctx context.Context, d digest.Digest) ([]byte, error) {
 }
 
 // attached looks into all manifests that the layout's index lists.
-func (l *layout) attached(_ context.Context, d digest.Digest) ([]v1.Descriptor, error) {
+func (l *layout) attached(_ context.Context, d digest.Digest, artifactType string) ([]v1.Descriptor, error) {
 	data, err := readDocument(filepath.Join(l.ref.path, v1.ImageIndexFile))
 	if err != nil {
 		return nil, err
@@ -157,7 +229,7 @@ func (l *layout) attached(_ context.Context, d digest.Digest) ([]v1.Descriptor, 
 		}
 		found = append(found, entry)
 	}
-	return found, nil
+	return ofType(found, artifactType), nil
 }
 
 func (l *layout) named(_ context.Context, d digest.Digest) ([]byte, error) {

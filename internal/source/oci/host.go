@@ -47,16 +47,20 @@ const restTime = 30 * time.Second
 func (r *rest) begin()       { r.until.Store(time.Now().Add(restTime).UnixNano()) }
 func (r *rest) active() bool { return r.until.Load() > time.Now().UnixNano() }
 
-// url is the address of a path below the API's root.
+// url is the address of a path below the API's root, which may have a query.
 func (h *host) url(path string) *url.URL {
 	u := h.api
+	path, query, _ := strings.Cut(path, "?")
 	u.Path += path
-	u.RawQuery = h.query
+	u.RawQuery = strings.Trim(query+"&"+h.query, "&")
 	if h.guess && !h.plain.Load() {
 		u.Scheme = "https"
 	}
 	return &u
 }
+
+// isMirror tells whether it is another than the registry itself.
+func (h *host) isMirror() bool { return h.query != "" }
 
 // insecure tells whether the host is spoken to without encryption.
 func (h *host) insecure() bool { return h.url("").Scheme == "http" }

@@ -192,26 +192,33 @@ func (r *registry) config(ctx context.Context, d v1.Descriptor) ([]byte, error) 
 func (r *registry) fetch(
 	ctx context.Context, path string, may func(*host) bool, check func([]byte, http.Header) error,
 ) (data []byte, kind string, err error) {
-	err = r.each(ctx, may, func(h *host) error {
-		var redirects ranged.Redirects
-		h.redirects(r.life, &redirects, "/"+r.ref.repository+path)
-		a, err := redirects.Get(ctx, http.Header{"Accept": {accepted}})
-		if err != nil {
+	err = r.each(ctx, may, func(h *host) (err error) {
+		var header http.Header
+		if data, header, err = r.document(ctx, h, path); err != nil {
 			return err
 		}
-		if a.StatusCode != http.StatusOK {
-			return refused(a)
-		}
-		kind = a.Header.Get("Content-Type")
-		if data, err = readAll(a); err != nil {
-			return err
-		}
-		if err := check(data, a.Header); err != nil {
+		kind = header.Get("Content-Type")
+		if err := check(data, header); err != nil {
 			return fmt.Errorf("%s: %w", h.api.Host, err)
 		}
 		return nil
 	})
 	return data, kind, err
+}
+
+// document gets a small document of the repository from h.
+func (r *registry) document(ctx context.Context, h *host, path string) ([]byte, http.Header, error) {
+	var redirects ranged.Redirects
+	h.redirects(r.life, &redirects, "/"+r.ref.repository+path)
+	a, err := redirects.Get(ctx, http.Header{"Accept": {accepted}})
+	if err != nil {
+		return nil, nil, err
+	}
+	if a.StatusCode != http.StatusOK {
+		return nil, nil, refused(a)
+	}
+	data, err := readAll(a)
+	return data, a.Header, err
 }
 
 func readAll(a *ranged.Answer) ([]byte, error) {
