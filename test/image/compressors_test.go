@@ -262,7 +262,8 @@ func decodeRanges(t testing.TB, l *layer, spanSize int64, n int) {
 }
 
 // readIndexed indexes an image whose layers are made by different compressors, and
-// has 16 readers read it: ranges first, then all files. least is how large it must be.
+// has 16 readers read it: ranges first, then all files. least is how large it must be,
+// spanSize that of the spans of which ranges are decoded one by one.
 func readIndexed(t *testing.T, tars [][]byte, least int, spanSize int64, ranges int, flags ...string) {
 	t.Helper()
 	image := byCompressors(t, tars)

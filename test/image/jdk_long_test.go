@@ -61,5 +61,5 @@ func jdkTars(t testing.TB) (tars [][]byte) {
 // A real image of over 200 MB is read right by its indices, in files and in any ranges.
 func TestJDKReadAtRandom(t *testing.T) {
 	tars := jdkTars(t)
-	readIndexed(t, tars, 200_000_000, 4<<20, 10_000, "--min-layer-size", "0B")
+	readIndexed(t, tars, 200_000_000, 512<<10, 10_000, "--min-layer-size", "0B")
 }
