@@ -23,6 +23,9 @@ type dataError struct{ err error }
 func (e *dataError) Error() string { return "sync data: " + e.err.Error() }
 func (e *dataError) Unwrap() error { return e.err }
 
+// Is makes it an ErrLost.
+func (e *dataError) Is(target error) bool { return target == ErrLost }
+
 // Checkpoint makes all fills that have returned durable, data first and then
 // presence. When the data cannot be made durable, everything filled since the
 // last good checkpoint is missing again. When presence cannot, the data stays

@@ -22,6 +22,9 @@ var (
 	ErrReadOnly = errors.New("cache root is open read-only")
 	// ErrIncomplete: the operation is for complete objects.
 	ErrIncomplete = errors.New("object is not complete")
+	// ErrLost: what was filled since the last good checkpoint could not be made durable,
+	// and is missing again. What was read of it meanwhile need not have been right.
+	ErrLost = errors.New("what was written is lost")
 	// ErrCorrupt: a file of the cache is not what was written there, and
 	// nothing can be derived in its place.
 	ErrCorrupt = errors.New("corrupt")

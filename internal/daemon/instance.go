@@ -282,7 +282,12 @@ func (i *Instance) openRoot() error {
 	}
 	root, err := cache.OpenRoot(c.Root, cache.RootOptions{
 		Lock: lock, Holder: i.client.KeeperPID(),
-		OnError: func(id ondemand.ObjectID, err error) { i.report("cache "+i.nameOf(id), err) },
+		OnError: func(id ondemand.ObjectID, err error) {
+			if errors.Is(err, cache.ErrLost) {
+				i.forgetRead()
+			}
+			i.report("cache "+i.nameOf(id), err)
+		},
 	})
 	if err != nil {
 		return err // it names the root

@@ -320,7 +320,7 @@ func (i *Instance) forgetRead() {
 
 // fetchFailed is told errors of fetching that no reader gets, or gets as an errno only.
 func (i *Instance) fetchFailed(id ondemand.ObjectID, err error) {
-	if errors.Is(err, fetch.ErrDigest) {
+	if errors.Is(err, fetch.ErrDigest) || errors.Is(err, cache.ErrLost) {
 		i.forgetRead()
 	}
 	var part *concat.PartError
