@@ -66,7 +66,7 @@ func (c *convertCmd) Run(a *app) error {
 		return daemon.OfImage(err)
 	}
 	for _, i := range made.Images {
-		if err := a.print("%s: %s, %s, were %s\n", i.Platform, count(i.Layers, "layer"), sizeText(i.After), sizeText(i.Before)); err != nil {
+		if err := a.print("%s: %s, %s, were %s\n", platformText(i.Platform), count(i.Layers, "layer"), sizeText(i.After), sizeText(i.Before)); err != nil {
 			return err
 		}
 	}

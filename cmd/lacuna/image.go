@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -178,6 +179,9 @@ func (a *app) reporter(what string) (publish.Report, func()) {
 		},
 	}, p.end
 }
+
+// platformText names an image by its platform.
+func platformText(platform string) string { return cmp.Or(platform, "the image") }
 
 // making is what a command has to make an image with.
 type making struct {

@@ -119,7 +119,7 @@ func (c *indexMakeCmd) Run(a *app) error {
 		return daemon.OfImage(err)
 	}
 	for _, i := range made.Images {
-		if err := a.print("%s: %d of %s indexed, zTOCs of %s, %.19s\n", i.Platform, i.Ztocs, count(i.Layers, "layer"), sizeText(i.Size), i.Index); err != nil {
+		if err := a.print("%s: %d of %s indexed, zTOCs of %s, %.19s\n", platformText(i.Platform), i.Ztocs, count(i.Layers, "layer"), sizeText(i.Size), i.Index); err != nil {
 			return err
 		}
 	}

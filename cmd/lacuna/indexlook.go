@@ -89,7 +89,7 @@ func (c *indexInfoCmd) Run(a *app) error {
 
 func infoText(info indexInfo) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: index v%d, made by %s\n", info.Platform, info.Version, pathText(info.Tool))
+	fmt.Fprintf(&b, "%s: index v%d, made by %s\n", platformText(info.Platform), info.Version, pathText(info.Tool))
 	for _, l := range info.Layers {
 		fmt.Fprintf(&b, "layer %.19s  %s: ", l.Layer, sizeText(l.Size))
 		if l.Ztoc == "" {

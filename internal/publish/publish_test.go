@@ -46,8 +46,14 @@ func (l gzipLayer) DiffID() (gcr.Hash, error) {
 // image is one of two layers, with a file of each that is named after it.
 func image(t testing.TB, arch string) (img gcr.Image, files map[string][]byte, blobs [][]byte) {
 	t.Helper()
+	return imageFor(t, gcr.Platform{OS: "linux", Architecture: arch})
+}
+
+func imageFor(t testing.TB, p gcr.Platform) (img gcr.Image, files map[string][]byte, blobs [][]byte) {
+	t.Helper()
+	arch := p.Architecture
 	files = make(map[string][]byte)
-	img = ocitest.ImageFor(t, gcr.Platform{OS: "linux", Architecture: arch})
+	img = ocitest.ImageFor(t, p)
 	for n := range 2 {
 		var list []toctest.File
 		for f := range 5 {
@@ -180,6 +186,32 @@ func TestIndex(t *testing.T) {
 					t.Errorf("made again: %v, %v; was %v", again, err, first)
 				}
 			})
+		}
+	}
+}
+
+// An image that says nowhere what it is for is indexed, found by its index, and indexed again.
+func TestImageWithoutPlatform(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		r := ocitest.New(t)
+		img, files, _ := imageFor(t, gcr.Platform{})
+		from := r.Push(t, "app:1", img)
+		ref := r.Host() + "/app:2"
+		var made [2]*publish.Indexed
+		for n := range made {
+			var err error
+			if made[n], err = publish.Index(t.Context(), whole(t, from, options()), upload(t, ref, options()), index(version, "2")); err != nil {
+				t.Fatal(err)
+			}
+			if got := made[n].Images; len(got) != 1 || got[0].Platform != "" {
+				t.Errorf("images %+v", got)
+			}
+			compareFiles(t, ref, "", version, files)
+			compareFiles(t, ref, "linux/arm64", version, files) // it is for any
+			from = ref
+		}
+		if made[0].Digest != made[1].Digest {
+			t.Errorf("version %d made again: %s, was %s", version, made[1].Digest, made[0].Digest)
 		}
 	}
 }

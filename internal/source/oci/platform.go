@@ -14,7 +14,11 @@ import (
 // platform is what an image is for, in the names of GOOS and GOARCH.
 type platform struct{ os, arch, variant string }
 
+// String is empty where nothing is said.
 func (p platform) String() string {
+	if p == (platform{}) {
+		return ""
+	}
 	s := p.os + "/" + p.arch
 	if p.variant != "" {
 		s += "/" + p.variant
@@ -131,12 +135,7 @@ func choose(list []v1.Descriptor, p platform) (v1.Descriptor, error) {
 	var there []string
 	for i, d := range list {
 		q := platformOf(d.Platform)
-		// What is of another kind may lie beside an image, with its platform, as
-		// indices of SOCI do.
-		if d.ArtifactType != "" && d.ArtifactType != v1.MediaTypeImageConfig {
-			continue
-		}
-		if q.os == "" || q.os == "unknown" { // attestations, and what says nothing
+		if !mayBeImage(d) || q.os == "" {
 			continue
 		}
 		there = append(there, q.String())
@@ -147,11 +146,35 @@ func choose(list []v1.Descriptor, p platform) (v1.Descriptor, error) {
 	switch {
 	case best >= 0:
 		return list[best], nil
-	case len(list) == 1 && list[0].Platform == nil:
-		return list[0], nil // its configuration says what it is for
+	case nameless(list) >= 0:
+		return list[nameless(list)], nil // its configuration says what it is for
 	case len(there) == 0:
 		return v1.Descriptor{}, fmt.Errorf("%w for %s: the index names no platform", ErrNoPlatform, p)
 	}
 	slices.Sort(there)
 	return v1.Descriptor{}, fmt.Errorf("%w for %s; there are %s", ErrNoPlatform, p, strings.Join(slices.Compact(there), ", "))
+}
+
+// mayBeImage tells images from what may lie beside them: indices of layers, which have a
+// type and may have a platform, as those of SOCI, and attestations (BuildKit,
+// docs/attestations/attestation-storage.md).
+func mayBeImage(d v1.Descriptor) bool {
+	return (d.ArtifactType == "" || d.ArtifactType == v1.MediaTypeImageConfig) && platformOf(d.Platform).os != "unknown" &&
+		d.Annotations["vnd.docker.reference.digest"] == ""
+}
+
+// nameless is where an index has its only image, if that names no platform; -1: there is
+// no such one.
+func nameless(list []v1.Descriptor) int {
+	only := -1
+	for i, d := range list {
+		switch {
+		case !mayBeImage(d):
+			continue
+		case only >= 0 || platformOf(d.Platform).os != "":
+			return -1
+		}
+		only = i
+	}
+	return only
 }

@@ -146,6 +146,10 @@ func TestPlatforms(t *testing.T) {
 		{"linux/amd64", beside[:1], ""},
 		{"linux/amd64", []v1.Descriptor{{MediaType: "only"}}, "only"},
 		{"linux/amd64", nil, ""},
+		{"linux/amd64", []v1.Descriptor{beside[0], {MediaType: "only"}, list("unknown/unknown")[0]}, "only"},
+		{"linux/amd64", []v1.Descriptor{{MediaType: "only", Platform: &v1.Platform{}}, beside[0]}, "only"},
+		{"linux/amd64", []v1.Descriptor{{MediaType: "one"}, {MediaType: "another"}}, ""},
+		{"linux/amd64", append(list("linux/arm64"), v1.Descriptor{MediaType: "beside"}), ""},
 	} {
 		p, err := parsePlatform(c.asked)
 		if err != nil {

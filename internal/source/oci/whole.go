@@ -92,11 +92,13 @@ func (w *Whole) load(ctx context.Context, p platform, asked bool) error {
 	if err := json.Unmarshal(data, &w.Index); err != nil {
 		return fmt.Errorf("%w: the index is not JSON", source.ErrNotBytes)
 	}
+	only := nameless(w.Index.Manifests)
 	for i, entry := range w.Index.Manifests {
-		if !isImage(entry, len(w.Index.Manifests)) {
+		q := platformOf(entry.Platform)
+		if i != only && (!mayBeImage(entry) || q.os == "") {
 			continue
 		}
-		if q := platformOf(entry.Platform); asked && entry.Platform != nil && p.runs(q) == 0 {
+		if asked && i != only && p.runs(q) == 0 {
 			continue
 		}
 		data, err := w.Manifest(ctx, entry)
@@ -128,16 +130,6 @@ func (w *Whole) load(ctx context.Context, p platform, asked bool) error {
 	n := max(0, slices.IndexFunc(w.Entries, func(e v1.Descriptor) bool { return e.Digest == best.Digest }))
 	w.Images, w.Entries = w.Images[n:n+1], w.Entries[n:n+1]
 	return nil
-}
-
-// isImage tells images from attestations and indices of layers, which name no
-// platform, or have a type.
-func isImage(d v1.Descriptor, of int) bool {
-	if d.ArtifactType != "" && d.ArtifactType != v1.MediaTypeImageConfig {
-		return false
-	}
-	p := platformOf(d.Platform)
-	return p.os != "" && p.os != "unknown" || d.Platform == nil && of == 1
 }
 
 // add adds the image of entry i, whose manifest is doc.
