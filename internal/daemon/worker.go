@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -105,13 +106,18 @@ func (w *worker) run(ctx context.Context) (int, error) {
 		}
 		return w.finish(ctx)
 	}
-	if err := w.begin(ctx); err != nil {
+	asked, err := w.beginUnlessAsked(ctx)
+	if err != nil {
 		// The first start failed: what it made is undone again.
 		w.leaves = true
-		return 1, errors.Join(err, w.stop(ctx, busyWait, func() {}), w.socket.Remove(), w.server.Close())
+		looked := func() { w.end.once.Do(func() { close(w.end.looked) }) } // who has called Stop waits for it
+		return 1, errors.Join(err, w.stop(ctx, busyWait, looked), w.socket.Remove(), w.server.Close())
 	}
 	if err := w.client.Ready(); err != nil {
 		return 1, err
+	}
+	if asked {
+		return w.finish(ctx)
 	}
 	w.log.Info("ready", "root", w.root.Dir(), "keeper", w.client.KeeperPID())
 	beat := time.NewTicker(time.Second)
@@ -147,6 +153,42 @@ func (w *worker) run(ctx context.Context) (int, error) {
 			if w.isMeant(sig) {
 				return w.finish(ctx)
 			}
+		}
+	}
+}
+
+// beginUnlessAsked begins, and gives up once the instance is asked to end: a layer may
+// take minutes to download. asked: it was, and all had begun by then.
+func (w *worker) beginUnlessAsked(ctx context.Context) (asked bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	begun := make(chan error, 1)
+	go func() { begun <- w.begin(ctx) }()
+	var later []os.Signal // what else is asked for is due once it has begun
+	for {
+		select {
+		case err := <-begun:
+			for _, sig := range later {
+				select {
+				case w.signals <- sig:
+				default: // as many are waiting already
+				}
+			}
+			if err != nil && asked {
+				err = errors.Join(context.Canceled, err)
+			}
+			return asked, err
+		case <-w.end.asked:
+			asked = true
+		case sig := <-w.signals:
+			if w.isMeant(sig) {
+				asked = true
+			} else if !slices.Contains(later, sig) {
+				later = append(later, sig)
+			}
+		}
+		if asked {
+			cancel()
 		}
 	}
 }
