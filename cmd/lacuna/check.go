@@ -220,7 +220,7 @@ func (c *checkCmd) Run(a *app) (err error) {
 		for _, err := range failed {
 			a.fail(err)
 		}
-		return corruptError(corrupt, len(ids), c.Repair)
+		return corruptError(corrupt, len(ids), c)
 	}
 	return errors.Join(failed...)
 }
@@ -245,9 +245,13 @@ func (c *checkCmd) orphans(a *app, root *cache.Root) {
 	}
 }
 
-func corruptError(n, of int, repaired bool) error {
-	verb, hint := "are", "`lacuna check --repair` forgets what is wrong, and it is fetched again"
-	if repaired {
+func corruptError(n, of int, c *checkCmd) error {
+	verb, again := "are", "lacuna check --repair"
+	if c.Verify { // without it other bytes are not found, and not forgotten
+		again = "lacuna check --verify --repair"
+	}
+	hint := "`" + again + "` forgets what is wrong, and it is fetched again"
+	if c.Repair {
 		verb, hint = "were", "what was wrong is forgotten and will be fetched again"
 	}
 	if n == 1 {
