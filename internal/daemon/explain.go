@@ -178,6 +178,8 @@ func explainSource(err error) (hint string, exit control.Exit) {
 		return "check the registry, the repository and the tag, or the path", control.ExitUnreachable
 	case errors.Is(err, oci.ErrNoPlatform):
 		return "choose one that is there: --platform OS/ARCH", control.ExitUnreachable
+	case errors.Is(err, oci.ErrSeveral):
+		return "name one: oci-layout:DIR:TAG or oci-layout:DIR@DIGEST, or docker-archive:FILE:NAME:TAG", control.ExitUnreachable
 	case errors.As(err, &wish):
 		return "leave --format out, and each layer is read in the best way that it has", control.ExitUnreachable
 	case errors.Is(err, prepare.ErrWish):

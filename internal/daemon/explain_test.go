@@ -19,6 +19,7 @@ import (
 	"github.com/lacunafs/lacuna/internal/image"
 	"github.com/lacunafs/lacuna/internal/source"
 	"github.com/lacunafs/lacuna/internal/source/httprange"
+	"github.com/lacunafs/lacuna/internal/source/oci"
 	"github.com/lacunafs/lacuna/internal/toc"
 )
 
@@ -62,6 +63,7 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		{"unreachable", source.ErrUnreachable, control.ExitUnreachable, "network"},
 		{"certificate", &tls.CertificateVerificationError{Err: errors.New("x")}, control.ExitUnreachable, "certificate"},
 		{"registry's certificate", OfImage(&tls.CertificateVerificationError{Err: errors.New("x")}), control.ExitUnreachable, "skip_verify"},
+		{"several images", OfImage(oci.ErrSeveral), control.ExitUnreachable, "oci-layout:DIR:TAG"},
 		{"no TLS", OfImage(tls.RecordHeaderError{Msg: "x"}), control.ExitUnreachable, "--plain-http"},
 		{"too slow", context.DeadlineExceeded, control.ExitUnreachable, "network"},
 		{"not the bytes", source.ErrNotBytes, control.ExitUnreachable, "proxy"},

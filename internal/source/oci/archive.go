@@ -147,7 +147,7 @@ func chosen(ctx context.Context, file source.Blob, members map[string]place, tag
 	case len(all) == 1:
 		return all[0], nil
 	}
-	return entry{}, fmt.Errorf("%w: the archive has %d images; add a tag: %s", ErrNoPlatform, len(all), strings.Join(tags, ", "))
+	return entry{}, fmt.Errorf("%w: the archive has %d images; tags are: %s", ErrSeveral, len(all), strings.Join(tags, ", "))
 }
 
 func member(ctx context.Context, file source.Blob, members map[string]place, name string) ([]byte, error) {

@@ -75,7 +75,7 @@ func TestLayout(t *testing.T) {
 	if err := reopened.Close(); err != nil {
 		t.Fatal(err)
 	}
-	mustFail(t, "oci-layout:"+dir, options(t), oci.ErrNoPlatform, "a, b")
+	mustFail(t, "oci-layout:"+dir, options(t), oci.ErrSeveral, "a, b")
 	mustFail(t, "oci-layout:"+dir+":c", options(t), source.ErrNotFound, "a, b")
 	mustFail(t, "oci-layout:"+dir+"/none", options(t), source.ErrNotFound, "none")
 	mustFail(t, "oci-layout:"+dir+"@sha256:"+strings.Repeat("0", 64), options(t), source.ErrNotFound, "")
@@ -155,7 +155,7 @@ func TestArchive(t *testing.T) {
 	if _, err := sourcetest.Read(t.Context(), b, 0, 10); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("of a closed image: %v", err)
 	}
-	mustFail(t, "docker-archive:"+path, options(t), oci.ErrNoPlatform, "a.test/a:1")
+	mustFail(t, "docker-archive:"+path, options(t), oci.ErrSeveral, "a.test/a:1")
 	mustFail(t, "docker-archive:"+path+":c:1", options(t), source.ErrNotFound, "a.test/a:1")
 	mustFail(t, "docker-archive:"+filepath.Join(t.TempDir(), "x.tar"), options(t), source.ErrNotFound, "x.tar")
 	opts := options(t)

@@ -116,7 +116,7 @@ func (l *layout) pick(all []v1.Descriptor) (*v1.Descriptor, error) {
 	case platforms && len(slices.Compact(names)) <= 1:
 		return nil, nil
 	}
-	return nil, fmt.Errorf("%w: the layout has %d images; add a tag or @digest; tags are: %s", ErrNoPlatform, len(entries), there)
+	return nil, fmt.Errorf("%w: the layout has %d images; tags are: %s", ErrSeveral, len(entries), there)
 }
 
 func (l *layout) document(d v1.Descriptor) ([]byte, error) {

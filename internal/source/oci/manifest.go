@@ -159,4 +159,6 @@ var (
 	ErrUnsupported = errors.New("unsupported image")
 	// ErrNoPlatform: the index has no image for the platform.
 	ErrNoPlatform = errors.New("no image")
+	// ErrSeveral: a layout or an archive has several images, and none of them is named.
+	ErrSeveral = errors.New("no image is named")
 )
