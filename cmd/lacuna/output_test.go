@@ -149,7 +149,7 @@ func TestCorruptErrorCounts(t *testing.T) {
 		{1, 3, false, "1 of 3 objects is corrupt"}, {2, 3, false, "2 of 3 objects are corrupt"},
 		{1, 1, true, "1 of 1 objects was corrupt"}, {2, 2, true, "2 of 2 objects were corrupt"},
 	} {
-		if got := corruptError(tt.n, tt.of, tt.repaired).Error(); got != tt.want {
+		if got := corruptError(tt.n, tt.of, &checkCmd{Repair: tt.repaired}).Error(); got != tt.want {
 			t.Errorf("got %q, want %q", got, tt.want)
 		}
 	}
