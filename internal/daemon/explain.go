@@ -130,7 +130,7 @@ func explain(err error) (hint string, exit control.Exit) {
 	case errors.Is(err, concat.ErrDigest):
 		return "the source has other bytes than the manifest says: check sha256 and url of the file", control.ExitCorrupt
 	case errors.Is(err, toc.ErrDigest):
-		return "the registry, or a mirror or proxy before it, has other bytes than the manifest says: ask who runs it", control.ExitCorrupt
+		return otherBytes, control.ExitCorrupt
 	case errors.Is(err, prepare.ErrDamaged):
 		return "mount it again when its registry answers: what is damaged is made anew", control.ExitCorrupt
 	case errors.Is(err, image.ErrMerge), errors.Is(err, toc.ErrInvalid):
@@ -156,6 +156,10 @@ func explain(err error) (hint string, exit control.Exit) {
 	return explainErrno(err)
 }
 
+// otherBytes is the hint where what an image's source has is not what its digest says.
+const otherBytes = "the registry, or a mirror or proxy before it, has other bytes than the image says: ask who runs it; " +
+	"a layout or an archive on this machine is damaged: copy the image anew"
+
 // rootsSocket is where root's instance listens if it is not told otherwise.
 const rootsSocket = "/run/lacuna/lacuna.sock"
 
@@ -173,6 +177,7 @@ func explainSource(err error) (hint string, exit control.Exit) {
 	var status *httprange.StatusError
 	var ofImage *imageError
 	var wish *prepare.WishError
+	var wrong *source.WrongError
 	switch {
 	case errors.As(err, &ofImage) && errors.Is(err, source.ErrNotFound):
 		return "check the registry, the repository and the tag, or the path", control.ExitUnreachable
@@ -210,6 +215,8 @@ func explainSource(err error) (hint string, exit control.Exit) {
 		return "add the certificate of who signs for the server to those that this machine trusts; http:// is for one without encryption", control.ExitUnreachable
 	case errors.Is(err, source.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
 		return "check the host name and the network", control.ExitUnreachable
+	case errors.As(err, &wrong) && !wrong.Unsure:
+		return otherBytes, control.ExitCorrupt
 	case errors.Is(err, source.ErrNotBytes):
 		return "the server does not answer as HTTP asks; a proxy in between may be the cause", control.ExitUnreachable
 	case errors.As(err, &status):

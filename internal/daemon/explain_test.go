@@ -67,6 +67,8 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		{"no TLS", OfImage(tls.RecordHeaderError{Msg: "x"}), control.ExitUnreachable, "--plain-http"},
 		{"too slow", context.DeadlineExceeded, control.ExitUnreachable, "network"},
 		{"not the bytes", source.ErrNotBytes, control.ExitUnreachable, "proxy"},
+		{"another layer", &source.WrongError{Err: source.ErrNotBytes}, control.ExitCorrupt, "a layout or an archive on this machine"},
+		{"another zTOC", toc.ErrDigest, control.ExitCorrupt, "a layout or an archive on this machine"},
 		{"server error", status(500), control.ExitUnreachable, "later"},
 		{"disk full", syscall.ENOSPC, control.ExitError, "--root"},
 		{"quota", syscall.EDQUOT, control.ExitError, "--root"},
