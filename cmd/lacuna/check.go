@@ -145,7 +145,7 @@ in the data, is corrupt. --verify compares the bytes as well: with the digest
 where one is known, else with the source; a layer of an image with the digests
 of its chunks, as far as chunks are wholly there. Of layers that are read by a
 SOCI index, which has digests of compressed bytes only, and of files without a
-digest the line says that they cannot be verified. --repair forgets what is
+digest the line says "unverified", which is no error. --repair forgets what is
 wrong, so that it is fetched again, and removes what was made for objects that
 are gone; it needs the cache for itself.
 
@@ -192,7 +192,7 @@ func (c *checkCmd) Run(a *app) (err error) {
 	if err != nil {
 		a.notes([]string{strings.ReplaceAll(err.Error(), "\n", "; ")})
 	}
-	reports, corrupt, failed := []checkedObject{}, 0, []error(nil)
+	reports, corrupt, unverifiable, failed := []checkedObject{}, 0, 0, []error(nil)
 	for _, id := range ids {
 		rep, err := c.one(ctx, a, cfg, root, id)
 		if name := names[id]; name != "" {
@@ -207,11 +207,16 @@ func (c *checkCmd) Run(a *app) (err error) {
 		}
 		if foundCorrupt(rep.Report) {
 			corrupt++
+		} else if rep.Unverifiable {
+			unverifiable++
 		}
 		reports = append(reports, rep)
 	}
 	if err := c.print(a, reports); err != nil {
 		return err
+	}
+	if unverifiable > 0 {
+		a.notes([]string{fmt.Sprintf("%d of %s cannot be verified", unverifiable, count(len(ids), "object"))})
 	}
 	if len(c.Objects) == 0 && ctx.Err() == nil {
 		c.orphans(a, root)
@@ -337,6 +342,8 @@ func reportText(r checkedObject) string {
 	state, compared := "ok", ""
 	if foundCorrupt(r.Report) {
 		state = "CORRUPT"
+	} else if r.Unverifiable {
+		state = "unverified"
 	}
 	switch {
 	case r.Unverifiable:

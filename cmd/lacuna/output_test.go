@@ -135,7 +135,7 @@ func TestReportText(t *testing.T) {
 	if got := reportText(checkedObject{Report: cache.Report{ID: "01", Size: 2, Present: 1, Verified: true}}); got != "01  ok       1 B of 2 B present, bytes verified\n" {
 		t.Errorf("got %q", got)
 	}
-	if got := reportText(checkedObject{Report: cache.Report{ID: "01", Size: 2, Present: 1, Compared: 1, Unverifiable: true}}); got != "01  ok       1 B of 2 B present, cannot be verified: there is no digest of its bytes\n" {
+	if got := reportText(checkedObject{Report: cache.Report{ID: "01", Size: 2, Present: 1, Compared: 1, Unverifiable: true}}); got != "01  unverified  1 B of 2 B present, cannot be verified: there is no digest of its bytes\n" {
 		t.Errorf("got %q", got)
 	}
 }

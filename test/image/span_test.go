@@ -23,7 +23,7 @@ func TestCheckTellsWhatCannotBeVerified(t *testing.T) {
 	compare(t, dir, image.tree(t))
 	m.umount(dir)
 	r.Stop()
-	if out := m.Lacuna("check", "--verify"); !strings.Contains(out, "ok ") || !strings.Contains(out, ", cannot be verified: there is no digest of its bytes") {
+	if out := m.Lacuna("check", "--verify"); !strings.Contains(out, "  unverified  ") || !strings.Contains(out, ", cannot be verified: there is no digest of its bytes") {
 		t.Errorf("check says: %s", out)
 	}
 	if out := m.Lacuna("check", "--verify", "--json"); !strings.Contains(out, `"unverifiable": true`) {
