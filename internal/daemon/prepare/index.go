@@ -268,7 +268,15 @@ func (x *index) keep(ctx context.Context) (fetched bool, err error) {
 	ctx, refuted := source.WithRefuted(ctx)
 	from := &source.Noted{Wrapper: source.Wrapper{Blob: x.remote}}
 	return true, refuted.Until(func() error {
-		return replace(x.library.ztocPath(x.id), func(w io.Writer) error { return x.fetch(ctx, from, w) })
+		var fetched error
+		err := replace(x.library.ztocPath(x.id), func(w io.Writer) error {
+			fetched = x.fetch(ctx, from, w)
+			return fetched
+		})
+		if inner := errors.Unwrap(err); fetched != nil && inner != nil {
+			err = fmt.Errorf("fetch the zTOC: %w", inner) // the file that it is written to is not what fails
+		}
+		return err
 	}, func() (bool, error) { return from.Refute(), nil })
 }
 

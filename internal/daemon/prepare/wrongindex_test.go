@@ -55,7 +55,8 @@ func TestWrongIndexIsAskedForAgain(t *testing.T) {
 		x, all := lyingIndex(t)
 		for range 3 {
 			err := x.settle(t.Context())
-			if !errors.Is(err, toc.ErrDigest) || !errors.Is(err, source.ErrNotBytes) || !strings.Contains(err.Error(), "came from a.example, b.example") {
+			if !errors.Is(err, toc.ErrDigest) || !errors.Is(err, source.ErrNotBytes) || !strings.Contains(err.Error(), "came from a.example, b.example") ||
+				!strings.Contains(err.Error(), ": fetch the zTOC: ") || strings.Contains(err.Error(), "write ") {
 				t.Errorf("%v", err)
 			}
 		}
