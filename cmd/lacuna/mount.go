@@ -13,15 +13,15 @@ import (
 
 // mountCmd makes an image, or the files of a manifest, appear as a directory.
 type mountCmd struct {
-	Image      string `arg:"" name:"IMAGE" optional:"" help:"Reference of an image, or oci-layout:DIR or docker-archive:FILE."`
-	Dir        string `arg:"" name:"DIR" optional:"" help:"Where it appears: a name that is free, or an empty directory."`
-	Manifest   string `placeholder:"FILE" help:"Mount the files that it lists, in place of an image: lacuna mount --manifest FILE DIR."`
-	Platform   string `placeholder:"OS/ARCH" help:"Which image of an index; this machine's by default."`
-	Authfile   string `placeholder:"FILE" help:"Credentials, in the form of docker's config.json or podman's auth.json."`
-	HostsDir   string `placeholder:"DIR" help:"Mirrors, as containerd has them; /etc/containerd/certs.d by default."`
-	PlainHTTP  bool   `name:"plain-http" help:"Speak to the registry without encryption."`
-	Format     string `placeholder:"FORMAT" help:"Read layers as estargz, zstdchunked, soci, soci-v2, soci-v1 or scanned, not in the best way that each has."`
-	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
+	Image      string  `arg:"" name:"IMAGE" optional:"" help:"Reference of an image, or oci-layout:DIR or docker-archive:FILE."`
+	Dir        string  `arg:"" name:"DIR" optional:"" help:"Where it appears: a name that is free, or an empty directory."`
+	Manifest   string  `placeholder:"FILE" help:"Mount the files that it lists, in place of an image: lacuna mount --manifest FILE DIR."`
+	Platform   string  `placeholder:"OS/ARCH" help:"Which image of an index; this machine's by default."`
+	Authfile   string  `placeholder:"FILE" help:"Credentials, in the form of docker's config.json or podman's auth.json."`
+	HostsDir   string  `placeholder:"DIR" help:"Mirrors, as containerd has them; /etc/containerd/certs.d by default."`
+	PlainHTTP  bool    `name:"plain-http" help:"Speak to the registry without encryption."`
+	Format     *string `placeholder:"FORMAT" help:"Read layers as estargz, zstdchunked, soci, soci-v2, soci-v1 or scanned, not in the best way that each has."`
+	Foreground bool    `help:"Serve it from this command, also where a daemon listens."`
 }
 
 // Usage are the two forms of the command.
@@ -91,7 +91,10 @@ func (c *mountCmd) Run(a *app) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	q := control.MountRequest{Platform: c.Platform, PlainHTTP: c.PlainHTTP, Format: c.Format, DockerConfig: dockerConfig()}
+	q := control.MountRequest{Platform: c.Platform, PlainHTTP: c.PlainHTTP, DockerConfig: dockerConfig()}
+	if c.Format != nil {
+		q.Format = *c.Format
+	}
 	if q.Image, err = absoluteImage(c.Image); err != nil {
 		return err
 	}
@@ -140,7 +143,7 @@ func (c *mountCmd) check() error {
 			return wrong("mount: an image and a manifest; it is one or the other")
 		}
 		c.Dir, c.Image = c.Image, ""
-		if c.Platform != "" || c.Authfile != "" || c.HostsDir != "" || c.PlainHTTP || c.Format != "" {
+		if c.Platform != "" || c.Authfile != "" || c.HostsDir != "" || c.PlainHTTP || c.Format != nil {
 			return wrong("mount: --platform, --authfile, --hosts-dir, --plain-http and --format are for images, not for a manifest")
 		}
 	} else if c.Image == "" {
@@ -160,8 +163,13 @@ func (c *mountCmd) check() error {
 	if err := c.checkPaths(); err != nil {
 		return err
 	}
-	if err := daemon.CheckFormat(c.Format); err != nil {
-		return fmt.Errorf("mount: --format: %w", err)
+	if c.Format != nil {
+		if *c.Format == "" {
+			return &control.Error{Message: "mount: --format: it is empty", Hint: "leave it out, and each layer is read in the best way that it has", Exit: control.ExitUsage}
+		}
+		if err := daemon.CheckFormat(*c.Format); err != nil {
+			return fmt.Errorf("mount: --format: %w", err)
+		}
 	}
 	f := imageFlags{Platform: c.Platform, Authfile: c.Authfile, HostsDir: c.HostsDir}
 	return f.check("mount", c.Image)

@@ -29,20 +29,20 @@ func TestFormatIsForced(t *testing.T) {
 		{indexed, "", "soci v2", ""}, {indexed, "soci", "soci v2", ""}, {indexed, "soci-v2", "soci v2", ""},
 		{v1, "scanned", "scanned", ""}, {v1, "", "soci v1", ""}, {indexed, "", "soci v2", ""}, // again
 		{v1, "soci-v2", "", "format soci-v2 is asked for, and no layer has it; layers are: 1 to 2 soci v1"},
-		{v1, "estargz", "", "this layer has not got it; layers are: 1 to 2 soci v1"},
-		{v1, "zstdchunked", "", "this layer has not got it; layers are: 1 to 2 soci v1"},
+		{v1, "estargz", "", "no layer has it; layers are: 1 to 2 soci v1"},
+		{v1, "zstdchunked", "", "no layer has it; layers are: 1 to 2 soci v1"},
 		{stargz, "", "estargz", ""}, {stargz, "estargz", "estargz", ""}, {stargz, "scanned", "scanned", ""},
 		{stargz, "soci", "", "no layer has it; layers are: 1 to 2 estargz"},
-		{stargz, "zstdchunked", "", "this layer has not got it; layers are: 1 to 2 estargz"},
+		{stargz, "zstdchunked", "", "no layer has it; layers are: 1 to 2 estargz"},
 		{chunked, "", "zstd:chunked", ""}, {chunked, "zstdchunked", "zstd:chunked", ""},
-		{chunked, "estargz", "", "this layer has not got it; layers are: 1 to 2 zstd:chunked"},
+		{chunked, "estargz", "", "no layer has it; layers are: 1 to 2 zstd:chunked"},
 		{plain, "", "scanned", ""}, {plain, "scanned", "scanned", ""},
 		{plain, "soci-v1", "", "no layer has it; layers are: 1 without an index"},
 	} {
 		t.Run(strings.ReplaceAll(c.ref, "/", "_")+" as "+c.wish, func(t *testing.T) {
 			m := &mounted{m.For(t), t}
 			dir := m.Dir + "/mnt"
-			_, err := m.Try("mount", "--format="+c.wish, c.ref, dir)
+			_, err := m.Try(mountAs(c.wish, c.ref, dir)...)
 			if c.refused != "" {
 				if instance.ExitOf(err) != 5 || !strings.Contains(err.Error(), c.refused) || !strings.Contains(err.Error(), "hint: leave --format out") {
 					t.Errorf("%v, want %q", err, c.refused)
@@ -82,7 +82,7 @@ func TestFormatIsForcedOffline(t *testing.T) {
 		m.umount(dir)
 	}
 	for _, wish := range []string{"soci-v1", ""} {
-		if _, err := m.Try("mount", "--format="+wish, ref, dir); instance.ExitOf(err) != 5 {
+		if _, err := m.Try(mountAs(wish, ref, dir)...); instance.ExitOf(err) != 5 {
 			t.Errorf("as %q: %v", wish, err)
 		}
 	}
@@ -118,4 +118,13 @@ func TestFormatOfLayersThatAreNotListed(t *testing.T) {
 		}
 		m.umount(dir)
 	}
+}
+
+// mountAs is the command that mounts an image as it is wished; empty: as it comes.
+func mountAs(wish, ref, dir string) []string {
+	args := []string{"mount", ref, dir}
+	if wish != "" {
+		args = append(args, "--format", wish)
+	}
+	return args
 }

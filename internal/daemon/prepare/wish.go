@@ -106,7 +106,7 @@ func (e *WishError) Error() string {
 // refuse is the WishError of one layer, or of all.
 func (l *Library) refuse(ctx context.Context, j *Job, none bool, why string) error {
 	e := &WishError{Wish: j.Asked.Format, None: none, Why: why}
-	before, same := "", 0
+	before, same, able := "", 0, why != ""
 	tell := func(to int) {
 		if before != "" {
 			e.Has = append(e.Has, fmt.Sprintf("%s %s", numbers(to-same, to), before))
@@ -117,6 +117,7 @@ func (l *Library) refuse(ctx context.Context, j *Job, none bool, why string) err
 		if err != nil {
 			return errors.Join(e, err)
 		}
+		able = able || has == noRanges || slices.ContainsFunc(strings.Split(has, ", "), func(f string) bool { return e.Wish.allows(Format(f)) })
 		if has != before {
 			tell(n)
 			before, same = has, 0
@@ -124,6 +125,7 @@ func (l *Library) refuse(ctx context.Context, j *Job, none bool, why string) err
 		same++
 	}
 	tell(len(j.Image.Layers))
+	e.None = none || !able
 	return e
 }
 
@@ -135,6 +137,9 @@ func numbers(from, to int) string {
 	return fmt.Sprintf("%d to %d", from+1, to)
 }
 
+// noRanges is what has says of a layer of which it cannot tell.
+const noRanges = "in a registry without ranges"
+
 // has is what layer n can be read as, in words.
 func (l *Library) has(ctx context.Context, j *Job, n int) (text string, err error) {
 	from := j.Image.Layers[n]
@@ -144,7 +149,7 @@ func (l *Library) has(ctx context.Context, j *Job, n int) (text string, err erro
 	}
 	defer func() { err = errors.Join(err, blob.Close()) }()
 	if source.IsSequential(blob) {
-		return "in a registry without ranges", nil
+		return noRanges, nil
 	}
 	var list []string
 	layer := &toc.Layer{Blob: blob, Annotations: from.Annotations}
