@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/lacunafs/lacuna/internal/cache"
@@ -26,7 +27,7 @@ func refuse(exit control.Exit, hint, format string, args ...any) error {
 
 // errStopping answers commands that come while the instance stops.
 func errStopping() error {
-	return refuse(control.ExitError, "`lacuna status` tells whom it waits for, and `lacuna umount --lazy DIR` takes a name away meanwhile", "the instance is stopping")
+	return refuse(control.ExitError, "`lacuna stop --wait` returns once it has ended: start it again then; `lacuna status` tells whom it waits for", "the instance is stopping")
 }
 
 var hexDigest = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -152,6 +153,9 @@ func (i *Instance) unclaim(path string) {
 // itself need not exist. verb is for the message.
 func canonical(verb, path string) (string, error) {
 	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) && slices.Contains([]string{"umount", "detach", "hydrate"}, verb) {
+		return path, nil // nothing is served there, which is told with the same words as of any other path
+	}
 	if err != nil {
 		return "", refuse(control.ExitUsage, "make the directory first", "%s %s: directory %s: %v", verb, path, filepath.Dir(path), bare(err))
 	}

@@ -219,6 +219,8 @@ func explainSource(err error) (hint string, exit control.Exit) {
 		return otherBytes, control.ExitCorrupt
 	case errors.Is(err, source.ErrNotBytes):
 		return "the server does not answer as HTTP asks; a proxy in between may be the cause", control.ExitUnreachable
+	case errors.As(err, &ofImage) && errors.As(err, &status) && status.Status == http.StatusMethodNotAllowed:
+		return "that registry takes no pushes: push to another one with --tag REGISTRY/REPOSITORY:TAG, or write --output oci-layout:DIR", control.ExitUnreachable
 	case errors.As(err, &status):
 		return "the server refuses: ask who runs it, or try again later", control.ExitUnreachable
 	}
@@ -234,6 +236,7 @@ func isUntrusted(err error) bool {
 }
 
 func explainErrno(err error) (hint string, exit control.Exit) {
+	var ofImage *imageError
 	switch {
 	case errors.Is(err, syscall.EROFS):
 		return "choose another place: that filesystem is mounted read-only", control.ExitError
@@ -244,6 +247,9 @@ func explainErrno(err error) (hint string, exit control.Exit) {
 	case errors.Is(err, syscall.EBUSY):
 		return "close the files that are open, then try again", control.ExitInUse
 	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EPERM):
+		if errors.As(err, &ofImage) { // no right of root's is needed for it
+			return "choose another directory, or have its owner allow it", control.ExitError
+		}
 		if os.Geteuid() != 0 {
 			return "run it as root", control.ExitNotSupported
 		}

@@ -69,6 +69,8 @@ func TestEveryErrorIsExplained(t *testing.T) {
 		{"not the bytes", source.ErrNotBytes, control.ExitUnreachable, "proxy"},
 		{"another layer", &source.WrongError{Err: source.ErrNotBytes}, control.ExitCorrupt, "a layout or an archive on this machine"},
 		{"another zTOC", toc.ErrDigest, control.ExitCorrupt, "a layout or an archive on this machine"},
+		{"no pushes", OfImage(status(405)), control.ExitUnreachable, "--output oci-layout:DIR"},
+		{"layout of others", OfImage(syscall.EACCES), control.ExitError, "choose another directory"},
 		{"server error", status(500), control.ExitUnreachable, "later"},
 		{"disk full", syscall.ENOSPC, control.ExitError, "--root"},
 		{"quota", syscall.EDQUOT, control.ExitError, "--root"},
