@@ -8,9 +8,12 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon"
 	"github.com/lacunafs/lacuna/internal/publish"
 	"github.com/lacunafs/lacuna/internal/source/file"
 	"github.com/lacunafs/lacuna/internal/source/oci"
@@ -82,6 +85,7 @@ type target struct {
 	layout string // directory; empty: ref is pushed to
 	ref    string
 	tag    string // empty: nothing is to be named
+	note   string // what may not be meant; empty: nothing
 }
 
 // String is how others name what is put there.
@@ -148,6 +152,9 @@ func (f *targetFlags) resolve(verb, image, suffix string) (t target, err error) 
 		return t, wrong("add --tag TAG", "%s: it has no tag that a new one could be made of", image)
 	case suffix != "":
 		t.tag = tag + suffix
+		if strings.HasSuffix(tag, suffix) {
+			t.note = fmt.Sprintf("the tag %s ends with %s already, and the new one is %s; --tag %s is to replace it", tag, suffix, t.tag, tag)
+		}
 	}
 	t.ref = image
 	if t.tag == "" {
@@ -195,6 +202,9 @@ type making struct {
 func (a *app) make(f *imageFlags, image string, to target, work func(making) error) (err error) {
 	ctx, stop := interruptible()
 	defer stop()
+	if to.note != "" {
+		a.notes([]string{to.note})
+	}
 	told := a.tellLater("asking for " + image)
 	from, err := oci.OpenWhole(ctx, image, f.options())
 	told()
@@ -204,10 +214,39 @@ func (a *app) make(f *imageFlags, image string, to target, work func(making) err
 	defer func() { err = errors.Join(err, from.Close()) }()
 	place, err := to.open(f.options())
 	if err != nil {
-		return err
+		return to.explain(err)
 	}
 	defer func() { err = errors.Join(err, place.Close()) }()
 	report, end := a.reporter("reading " + image)
 	defer end()
-	return work(making{ctx, from, place, report})
+	err = work(making{ctx, from, place, report})
+	if err != nil && to.layout != "" {
+		end()
+		a.notes([]string{to.layout + " keeps what was written to it; the same command makes the rest"})
+	}
+	if ctx.Err() != nil && err != nil {
+		return ctx.Err() // which what is interrupted may word otherwise
+	}
+	return to.explain(err)
+}
+
+// explain names what is to be done where there is no room, or no place, for what is made.
+func (t target) explain(err error) error {
+	var of *fs.PathError
+	temp := errors.As(err, &of) && filepath.Dir(of.Path) == filepath.Clean(os.TempDir())
+	hint := ""
+	switch full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT); {
+	case full && temp:
+		hint = "layers are unpacked in " + os.TempDir() + ": free space there, or name another directory with TMPDIR=DIR"
+	case full && t.layout != "":
+		hint = "free space on the filesystem of " + t.layout + ", or choose another directory"
+	case full:
+		hint = "free space on the filesystem of " + os.TempDir() + ", or name another directory with TMPDIR=DIR"
+	case temp:
+		hint = "layers are unpacked in " + os.TempDir() + ": name another directory with TMPDIR=DIR"
+	default:
+		return err
+	}
+	told := daemon.Explain(err)
+	return &control.Error{Message: told.Message, Hint: hint, Exit: control.ExitError}
 }

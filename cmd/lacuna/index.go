@@ -113,7 +113,7 @@ func (c *indexMakeCmd) Run(a *app) error {
 		return err
 	})
 	if errors.Is(err, publish.ErrNothing) {
-		return &control.Error{Message: err.Error(), Hint: "--min-layer-size 0B indexes small layers too", Exit: control.ExitError}
+		return &control.Error{Message: "index " + c.Image + ": no layer of at least " + c.MinLayerSize + " can have a zTOC", Hint: "--min-layer-size 0B indexes small layers too", Exit: control.ExitError}
 	}
 	if err != nil {
 		return daemon.OfImage(err)

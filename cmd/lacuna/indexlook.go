@@ -221,7 +221,7 @@ of the zTOC; layers of up to 10 MiB without a zTOC that lie above are read
 whole, since they may replace the file or delete it. Symlinks are not followed.
 Of a multi-platform image it is this machine's, or that of --platform.
 
-  # lacuna index cat registry.example/app:1-soci etc/os-release
+  # lacuna index cat registry.example/app:1-soci usr/lib/os-release
   PRETTY_NAME="Debian GNU/Linux 13 (trixie)"
 
 EXIT STATUS

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -128,7 +129,8 @@ func wrongUsage(args []string, err error) error {
 	var parse *kong.ParseError
 	verb := ""
 	if errors.As(err, &parse) && parse.Context != nil {
-		verb, _, _ = strings.Cut(parse.Context.Command(), " ")
+		verb, _, _ = strings.Cut(parse.Context.Command(), " <")
+		verb = strings.TrimSuffix(verb, " make") // which is not typed
 	}
 	if operands, found := strings.CutPrefix(message, "expected \""); found && verb != "" {
 		message = "expected " + strings.NewReplacer("<", "", ">", "", " ...", "...", "\"", "").Replace(operands)
@@ -162,7 +164,15 @@ func (a *app) failAfter(before string, err error) (status int, hint string) {
 	if errors.As(err, &silent) {
 		return int(silent), before
 	}
+	var of *fs.PathError
+	output := errors.As(err, &of) && of.Path == os.Stdout.Name()
+	if output && errors.Is(err, syscall.EPIPE) {
+		return int(control.ExitError), before // who reads has seen enough, as with head
+	}
 	told := daemon.Explain(err)
+	if output && errors.Is(err, syscall.ENOSPC) {
+		told = &control.Error{Message: told.Message, Hint: "free space where the output goes", Exit: told.Exit}
+	}
 	if errors.Is(err, context.Canceled) {
 		told = &control.Error{Message: "interrupted", Exit: control.ExitError}
 	}

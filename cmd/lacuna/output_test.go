@@ -3,14 +3,19 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/lacunafs/lacuna/internal/cache"
 	"github.com/lacunafs/lacuna/internal/control"
+	"github.com/lacunafs/lacuna/internal/daemon"
 	"github.com/lacunafs/lacuna/internal/ondemand"
 )
 
@@ -262,6 +267,8 @@ func TestFailWordsAndStatus(t *testing.T) {
 		{"without", errors.New("m"), "lacuna: m\n", 1},
 		{"several", errors.Join(errors.New("a"), errors.New("b")), "lacuna: a; b\n", 1},
 		{"told already", errSilent(3), "", 3},
+		{"nobody reads", fmt.Errorf("write: %w", &fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.EPIPE}), "", 1},
+		{"full output", &fs.PathError{Op: "write", Path: os.Stdout.Name(), Err: syscall.ENOSPC}, "lacuna: write /dev/stdout: no space left on device\nhint: free space where the output goes\n", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -270,6 +277,26 @@ func TestFailWordsAndStatus(t *testing.T) {
 				t.Errorf("status %d, %q", status, out.String())
 			}
 		})
+	}
+}
+
+// What has no room, or no place, is told of with what to do about that very place.
+func TestTargetExplains(t *testing.T) {
+	to := target{layout: "/out"}
+	temp := filepath.Join(os.TempDir(), "x")
+	for _, tt := range []struct {
+		path string
+		err  error
+		hint string
+	}{
+		{temp, syscall.ENOSPC, "TMPDIR=DIR"}, {temp, syscall.ENOENT, "TMPDIR=DIR"},
+		{"/out/blobs/sha256/x", syscall.ENOSPC, "filesystem of /out"}, {"/out/blobs/sha256/x", syscall.EDQUOT, "filesystem of /out"},
+		{"/out/x", syscall.EIO, ""},
+	} {
+		told := daemon.Explain(to.explain(fmt.Errorf("make it: %w", &fs.PathError{Op: "write", Path: tt.path, Err: tt.err})))
+		if told.Exit != control.ExitError || !strings.Contains(told.Hint, tt.hint) || !strings.HasPrefix(told.Message, "make it: ") {
+			t.Errorf("%s, %v: %+v", tt.path, tt.err, told)
+		}
 	}
 }
 
