@@ -142,6 +142,7 @@ type progress struct {
 	shown   time.Time
 	first   int64
 	wrote   bool
+	whole   bool // the line of the end is shown
 }
 
 func newProgress(out io.Writer) *progress {
@@ -162,10 +163,12 @@ func (p *progress) show(what string, done, total int64) {
 	if p.lines {
 		first, next = silentElse, silentAgain
 	}
-	if p.out == nil || total == 0 || now.Sub(p.started) < first || now.Sub(p.shown) < next {
+	// Who was told of a part is told of the end.
+	ends := !p.shown.IsZero() && done >= total && !p.whole
+	if p.out == nil || total == 0 || now.Sub(p.started) < first || now.Sub(p.shown) < next && !ends {
 		return
 	}
-	p.shown = now
+	p.shown, p.whole = now, done >= total
 	if p.lines {
 		fmt.Fprintf(p.out, "%s: %d%%, %s of %s\n", what, 100*done/total, sizeText(done), sizeText(total))
 		return

@@ -193,8 +193,10 @@ func TestProgressInALogIsALineNowAndThen(t *testing.T) {
 	p.started = p.started.Add(-silentElse)
 	p.show("big.bin", 1024, 2048)
 	p.show("big.bin", 1025, 2048) // at once again: left out
+	p.show("big.bin", 2048, 2048)
+	p.show("big.bin", 2048, 2048) // told before
 	p.end()
-	if got := out.String(); got != "big.bin: 50%, 1.0 KiB of 2.0 KiB\n" {
+	if got := out.String(); got != "big.bin: 50%, 1.0 KiB of 2.0 KiB\nbig.bin: 100%, 2.0 KiB of 2.0 KiB\n" {
 		t.Errorf("wrote %q", got)
 	}
 }
