@@ -20,7 +20,7 @@ type attachCmd struct {
 	Source     string `arg:"" name:"URL|PATH" help:"http:// or https:// URL, or the path of a local file."`
 	File       string `arg:"" name:"FILE" help:"Where it appears: a name that is free, or an empty file."`
 	SHA256     string `name:"sha256" placeholder:"HEX" help:"Digest that the whole must have; checked once everything is here."`
-	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
+	Foreground bool   `help:"Serve it from this command, also where a daemon listens, beside which it needs another --root."`
 }
 
 // Help is the long help.
@@ -230,7 +230,7 @@ func (a *app) ask(do func(context.Context, *control.Client) error) error {
 type bindCmd struct {
 	Dir        string `arg:"" name:"DIR" help:"Directory of sparse files of the right sizes."`
 	Devnode    string `required:"" placeholder:"SOCKET" help:"Socket to make, for the daemon that fills the files."`
-	Foreground bool   `help:"Serve it from this command, also where a daemon listens."`
+	Foreground bool   `help:"Serve it from this command, also where a daemon listens, beside which it needs another --root."`
 }
 
 // Help is the long help.

@@ -21,7 +21,7 @@ type mountCmd struct {
 	HostsDir   string  `placeholder:"DIR" help:"Mirrors, as containerd has them; /etc/containerd/certs.d by default."`
 	PlainHTTP  bool    `name:"plain-http" help:"Speak to the registry without encryption."`
 	Format     *string `placeholder:"FORMAT" help:"Read layers as estargz, zstdchunked, soci, soci-v2, soci-v1 or scanned, not in the best way that each has."`
-	Foreground bool    `help:"Serve it from this command, also where a daemon listens."`
+	Foreground bool    `help:"Serve it from this command, also where a daemon listens, beside which it needs another --root."`
 }
 
 // Usage are the two forms of the command.
