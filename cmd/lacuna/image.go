@@ -222,7 +222,7 @@ func (a *app) make(f *imageFlags, image string, to target, work func(making) err
 	err = work(making{ctx, from, place, report})
 	if err != nil && to.layout != "" {
 		end()
-		a.notes([]string{to.layout + " keeps what was written to it; the same command makes the rest"})
+		a.notes([]string{"what was written to " + pathText(to.layout) + " stays, and is used when this is tried again"})
 	}
 	if ctx.Err() != nil && err != nil {
 		return ctx.Err() // which what is interrupted may word otherwise

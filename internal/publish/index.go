@@ -2,6 +2,7 @@ package publish
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -224,7 +225,7 @@ func (x *indexer) indices(ctx context.Context, ztocs map[digest.Digest]soci.Laye
 			done.Size += z.Size
 		}
 		if done.Ztocs == 0 {
-			x.note("the image for %s has no layer that is indexed", img.Platform)
+			x.note("the image for %s has no layer that is indexed", cmp.Or(img.Platform, "any platform"))
 			continue
 		}
 		data, err := s.Marshal()
