@@ -49,7 +49,7 @@ test: ## linters, vet, all tests; installs what they need when root
 	@$(MAKE) --no-print-directory lint vet build soci $(BIN)/testcount
 	@$(BIN)/testcount \
 		-pass "-race -count=1 -timeout=15m $(APART) $(PKGS)" \
-		$(if $(strip $(E2E_PKGS)),-pass "-count=1 -timeout=15m -p=1 $(APART) $(E2E_PKGS)")
+		$(if $(strip $(E2E_PKGS)),-pass "-count=1 -timeout=30m -p=1 $(APART) $(E2E_PKGS)")
 
 .PHONY: test-long
 test-long: ## all tests with the long ones (build tag long): storms, limits

@@ -171,11 +171,11 @@ func TestSpansDecodeToWhatTheyCover(t *testing.T) {
 }
 
 func TestFirstSpanOfAFileIsOneRequest(t *testing.T) {
-	layer := zip(t, toctest.Tar(t, []toctest.File{toctest.Reg("x", toctest.Text(40<<20)), toctest.Reg("y", toctest.Random(1, 1000))}), 6)
-	z := build(t, layer, soci.BuildOptions{SpanSize: 1 << 20})
+	layer := zip(t, toctest.Tar(t, []toctest.File{toctest.Reg("x", toctest.Text(10<<20)), toctest.Reg("y", toctest.Random(1, 1000))}), 6)
+	z := build(t, layer, soci.BuildOptions{SpanSize: 256 << 10})
 	zt, b := open(t, z, len(layer))
 	before := b.Sent.Load()
-	for _, off := range []int64{zt.Files[1].Off, 20 << 20} {
+	for _, off := range []int64{zt.Files[1].Off, 5 << 20} {
 		r, err := soci.NewReader(zt.Spans, b)
 		if err != nil {
 			t.Fatal(err)
