@@ -69,22 +69,28 @@ func catOf(t *testing.T, r *ocitest.Registry, ref, name string) (string, error) 
 	if _, err := publish.Index(t.Context(), whole(t, ref, options()), upload(t, ref, options()), o); err != nil {
 		t.Fatal(err)
 	}
+	var got bytes.Buffer
+	err := opened(t, r).Cat(t.Context(), &got, name)
+	return got.String(), err
+}
+
+// opened is the index of app:n, until the test ends.
+func opened(t *testing.T, r *ocitest.Registry) *publish.Opened {
+	t.Helper()
 	img, err := oci.Open(t.Context(), r.Host()+"/app:n", options())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := img.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	x, err := publish.OpenIndex(t.Context(), img)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got bytes.Buffer
-	err = x.Cat(t.Context(), &got, name)
-	return got.String(), err
+	return x
 }
 
 // What a name means is what the mounted image has under it, whichever of its layers have
@@ -160,21 +166,8 @@ func TestCatOfADamagedSmallLayer(t *testing.T) {
 	r.Blob(blobs[1], http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		http.ServeContent(w, q, "", time.Time{}, bytes.NewReader(bad))
 	}))
-	img, err := oci.Open(t.Context(), r.Host()+"/app:n", options())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := img.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	x, err := publish.OpenIndex(t.Context(), img)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var got bytes.Buffer
-	if err := x.Cat(t.Context(), &got, "x"); got.Len() > 0 || !errors.Is(err, toc.ErrDigest) {
+	if err := opened(t, r).Cat(t.Context(), &got, "x"); got.Len() > 0 || !errors.Is(err, toc.ErrDigest) {
 		t.Errorf("%q, %v", got.String(), err)
 	}
 }
